@@ -1,0 +1,109 @@
+"""What is served: `models.toml`, read and checked.
+
+Every key is checked by name, so a typo is an error and not a silent default. Relative paths start at the file's folder.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tasks.errors import BadConfig
+
+#: Letters, digits and . _ - / : only: names go into Redis keys, Celery queues and URLs as they are.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+
+
+class ModelEntry(BaseModel):
+    """One `[[model]]` of models.toml; descriptions are the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="the name that clients use")
+    path: str = Field("", description="a local folder, or a hub id such as Qwen/Qwen3-0.6B; empty for the fake engine")
+    engine: str = Field("transformers", description="transformers, or fake (scripted, for tests and load tests)")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    gpus: list[int] = Field(default=[], description="the GPUs of this model; split evenly over its replicas")
+    replicas: int = Field(1, ge=0, le=64, description="worker processes")
+    max_num_seqs: int = Field(32, ge=1, le=1024, description="sequences that one worker runs at a time")
+    max_model_len: int | None = Field(None, ge=16, description="context in tokens; empty: the model's own")
+    max_waiting: int = Field(1000, ge=0, description="jobs in line before submits are refused with 429")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError("use letters, digits and . _ - / : only, at most 128")
+        return value
+
+
+class Catalog:
+    """All models that are served, in the order of the file. Look-ups by name."""
+
+    def __init__(self, entries: list[ModelEntry]) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        if len(self.entries) != len(entries):
+            names = [entry.name for entry in entries]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadConfig(
+                f"model name {twice!r} is used twice: every [[model]] needs a name of its own", param="name"
+            )
+
+    def get(self, name: str) -> ModelEntry | None:
+        """The entry of a served model, or None."""
+        return self.entries.get(name)
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Read and check a models.toml. Raises `BadConfig` naming the file, the key and the remedy."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadConfig(f"{path} does not exist: create it, or set PENSTOCK_MODELS", param="models") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadConfig(f"{path}: {error}", param="models") from None
+    unknown = set(data) - {"model"}
+    if unknown:
+        raise BadConfig(f"{path}: unknown key {sorted(unknown)[0]!r}; a model is a [[model]] table", param="models")
+    rows = data.get("model", [])
+    if not isinstance(rows, list) or not rows:
+        raise BadConfig(f"{path}: no [[model]] table in it", param="models")
+    try:
+        return Catalog([_entry(row, number, path) for number, row in enumerate(rows, 1)])
+    except BadConfig as error:
+        raise BadConfig(f"{path}: {error.message}" if str(path) not in error.message else error.message) from None
+
+
+def _entry(row: Any, number: int, file: Path) -> ModelEntry:
+    label = f"{file}: model {number}" + (f" ({row['name']})" if isinstance(row, dict) and "name" in row else "")
+    if not isinstance(row, dict):
+        raise BadConfig(f"{label}: a model is a [[model]] table")
+    try:
+        entry = ModelEntry.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(ModelEntry.model_fields)
+        remedy = f"known keys: {known}" if first["type"] == "extra_forbidden" else str(first["msg"])
+        raise BadConfig(f"{label}: key {name!r}: {remedy}", param=name) from None
+    return entry.model_copy(update={"path": _resolve(entry, label, file)})
+
+
+def _resolve(entry: ModelEntry, label: str, file: Path) -> str:
+    """A local folder becomes absolute; a hub id stays. What looks like a path must exist."""
+    if entry.engine == "fake":
+        return entry.path
+    if not entry.path:
+        raise BadConfig(f"{label}: key 'path': a local folder or a hub id is needed", param="path")
+    folder = (file.parent / Path(entry.path).expanduser()).resolve()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = entry.path.startswith((".", "/", "~")) or entry.path.count("/") != 1
+    if looks_local or (file.parent / entry.path.split("/")[0]).is_dir():
+        raise BadConfig(f"{label}: key 'path': there is no folder {folder}", param="path")
+    return entry.path

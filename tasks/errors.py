@@ -1,0 +1,102 @@
+"""Every error code of Penstock, and the tree of exceptions that carry them.
+
+    PenstockError
+    ├── Refused            a request that was not accepted: nothing is left behind
+    │   ├── QueueFull      the model's line is at its limit
+    │   ├── UnknownJob     no record: never given out, or its retention is over
+    │   └── Conflict       an idempotency key that came with another body
+    ├── BadConfig          settings or models.toml: names the key and the remedy
+    └── StoreDown          Redis cannot be reached, or refuses writes
+
+HTTP statuses are not known here: `api.errors` maps every code to one, and a test proves that table complete.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Codes that clients see, in error objects and in failed jobs."""
+
+    # requests that were not accepted
+    INVALID_REQUEST = "invalid_request"
+    INVALID_JSON = "invalid_json"
+    BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    MODEL_NOT_FOUND = "model_not_found"
+    NO_CHAT_TEMPLATE = "no_chat_template"
+    JOB_NOT_FOUND = "job_not_found"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    INVALID_EVENT_ID = "invalid_event_id"
+    UNKNOWN_EVENT_ID = "unknown_event_id"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    QUEUE_FULL = "queue_full"
+    NO_WORKER = "no_worker"
+    MODEL_FAILED_TO_LOAD = "model_failed_to_load"
+    STORE_UNAVAILABLE = "store_unavailable"
+    INTERNAL = "internal_error"
+    # jobs that ended without success
+    WORKER_LOST = "worker_lost"
+    POISONED = "poisoned"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENGINE_ERROR = "engine_error"
+    CANCELLED = "cancelled"
+    # streams that cannot go on
+    HISTORY_LOST = "history_lost"
+    JOB_LOST = "job_lost"
+    EVENTS_EXPIRED = "events_expired"
+
+
+class PenstockError(Exception):
+    """The root. `code` is what a client sees; `param` names the offending field, where there is one."""
+
+    code = ErrorCode.INTERNAL
+
+    def __init__(self, message: str, *, param: str | None = None, code: ErrorCode | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class Refused(PenstockError):
+    """A request that was not accepted; it left nothing behind."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class QueueFull(Refused):
+    """The model's line is at its limit; `retry_after_s` is when to come back."""
+
+    code = ErrorCode.QUEUE_FULL
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownJob(Refused):
+    """No job of this id: never given out, or its retention is over."""
+
+    code = ErrorCode.JOB_NOT_FOUND
+
+
+class Conflict(Refused):
+    """The idempotency key was used with another body."""
+
+    code = ErrorCode.IDEMPOTENCY_CONFLICT
+
+
+class BadConfig(PenstockError):
+    """Settings or models.toml are wrong; the message names the key and the remedy."""
+
+
+class StoreDown(PenstockError):
+    """Redis cannot be reached, or refuses writes."""
+
+    code = ErrorCode.STORE_UNAVAILABLE

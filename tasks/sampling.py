@@ -1,0 +1,44 @@
+"""How the tokens of one choice are chosen: the sampling parameters of a request.
+
+One frozen value serves the API (which validates and fills it), the store (which keeps it as JSON) and the engines
+(which obey it). It imports only the standard library, so that `workers.engine` can use it without Celery or Redis.
+Neutral values switch a feature off; an engine must treat them as "not asked for".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling parameters, after validation and with every default filled in.
+
+    `max_tokens` bounds the answer of one choice, in tokens, over all attempts of the job. `seed` is always set: a
+    request without one gets one at submit, so that a resumed job draws the same tokens. `logprobs` is None when
+    none are wanted, else the number of alternatives to report (0: only the chosen token).
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Sampling:
+        """The inverse of `to_json`: JSON turned the keys of `logit_bias` into strings and tuples into lists."""
+        bias = {int(token): float(value) for token, value in data.get("logit_bias", {}).items()}
+        return cls(**{**data, "logit_bias": bias, "stop": tuple(data.get("stop", ()))})

@@ -1,0 +1,177 @@
+"""The API's side of the job protocol: submit, read, watch, cancel. Asynchronous; each method is one round trip.
+
+Every method raises `StoreDown` when Redis cannot be reached or refuses the call. The worker's side is `tasks.ledger`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from tasks import lua
+from tasks.errors import Conflict, QueueFull, StoreDown
+from tasks.events import START, Entry, EntryId, decode
+from tasks.jobs import BANDS, Job, JobSpec, JobState
+from tasks.keys import key, queue_of, single
+from tasks.profile import ModelProfile, WorkerCard
+from tasks.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An accepted job: `existing` when an idempotency key led to an earlier one. `position` 1 is next in line."""
+
+    id: str
+    existing: bool
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Where a job stood at the moment when its entries began to be relayed."""
+
+    state: JobState
+    last: EntryId
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane."""
+
+    waiting: int
+    tickets: int
+    lane_ms: float | None
+
+
+class JobStore:
+    """The API's verbs on jobs. One instance per process; safe for concurrent tasks."""
+
+    def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
+        self._redis = client
+        self._settings = settings
+        self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
+
+    async def submit(
+        self,
+        spec: JobSpec,
+        *,
+        limit: int,
+        listed: bool = False,
+        api: str = "",
+        idempotency_key: str = "",
+        body_hash: str = "-",
+    ) -> Submitted:
+        """Put a job in line, atomically. Raises `QueueFull` at `limit` waiting jobs, `Conflict` for a reused key."""
+        answer = await self._run(
+            "submit",
+            *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
+            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
+        )
+        match answer:
+            case ["created", job_id, position, _]:
+                return Submitted(job_id, False, position)
+            case ["existing", job_id]:
+                return Submitted(job_id, True, None)
+            case ["full", waiting]:
+                raise QueueFull(f"{waiting} jobs already wait for {spec.model}: try again later", 1)
+        raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")
+
+    async def get(self, job_id: str) -> tuple[Job, int | None] | None:
+        """A job's record and its position in line (1 is next, None when it does not wait); None if there is none."""
+        data = await self._wait(self._redis.hgetall(key("job", job_id)))
+        if "spec" not in data:
+            return None
+        job = Job.from_hash(data)
+        if job.state is not JobState.QUEUED:
+            return job, None
+        rank = await self._wait(self._redis.zrank(key("waiting", job.spec.model), job_id))
+        return job, None if rank is None else rank + 1
+
+    async def attach(self, job_id: str, api: str) -> Attached | None:
+        """From now on relay the job's entries to this API process. None: there is no such job."""
+        state, *last = await self._run("attach", job_id, api)
+        return Attached(JobState(state), EntryId(int(last[0]), int(last[1]))) if last else None
+
+    async def detach(self, job_id: str, api: str, grace_s: float) -> None:
+        """Stop relaying. A job that nobody watches and that is not stored is cancelled after the grace (0: at once)."""
+        await self._run("detach", job_id, api, int(grace_s * 1000))
+
+    async def cancel(self, job_id: str) -> str:
+        """cancelled (it never ran), requested (its worker stops it), "already <state>", or gone."""
+        return cast(str, await self._run("cancel", job_id))
+
+    async def read(self, job_id: str, start: EntryId = START, count: int = 500) -> list[tuple[EntryId, Entry]]:
+        """Entries of the log from `start` on, `start` itself included, at most `count`."""
+        rows = await self._wait(self._redis.xrange(key("log", job_id), min=str(start), count=count))
+        return [(EntryId.parse(entry_id), decode(json.loads(fields["e"]))) for entry_id, fields in rows]
+
+    async def read_all(self, job_id: str) -> list[tuple[EntryId, Entry]]:
+        """The whole log, page by page."""
+        entries: list[tuple[EntryId, Entry]] = []
+        start = START
+        while page := await self.read(job_id, start):
+            entries += page
+            start = EntryId(page[-1][0].fence, page[-1][0].seq + 1)
+        return entries
+
+    async def line(self, model: str) -> Line:
+        """How long the model's line is, and how fast it moves."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zcard(key("waiting", model))
+        pipe.llen(queue_of(model))
+        pipe.hget(key("pace", model), "lane_ms")
+        waiting, tickets, pace = await self._wait(pipe.execute())
+        return Line(waiting, tickets, float(pace) if pace else None)
+
+    async def workers(self) -> list[WorkerCard]:
+        """The cards of all workers that were heard of lately, by name."""
+        names = await self._wait(self._redis.zrange(single("workers"), 0, -1))
+        if not names:
+            return []
+        cards = await self._wait(self._redis.mget([key("worker", name) for name in names]))
+        return sorted((WorkerCard.from_json(card) for card in cards if card), key=lambda card: card.name)
+
+    async def profile(self, model: str, known: str = "") -> ModelProfile | Literal["same"] | None:
+        """The model's profile; "same" if its digest is still `known`; None if no worker ever loaded the model."""
+        digest = await self._wait(self._redis.hget(key("profile", model), "digest"))
+        if digest is None or digest == known:
+            return None if digest is None else "same"
+        text = await self._wait(self._redis.hget(key("profile", model), "json"))
+        return None if text is None else ModelProfile.from_json(text)
+
+    async def jobs(self, tenant: str, limit: int, after: str | None = None) -> list[str]:
+        """Ids of submitted jobs, newest first, those after the id `after`."""
+        name = key("jobs", tenant)
+        start = 0
+        if after is not None:
+            rank = await self._wait(self._redis.zrevrank(name, after))
+            start = 0 if rank is None else rank + 1
+        return cast(list[str], await self._wait(self._redis.zrevrange(name, start, start + limit - 1)))
+
+    async def reap(self, api: str) -> list[int]:
+        """Requeue what lost its owner, cancel orphans, repair tickets; also renews this API process."""
+        s = self._settings
+        lease, grace = int(s.lease_s * 1000), int(s.orphan_s * 1000)
+        return cast(list[int], await self._run("reap", lease, grace, s.max_strikes, s.max_losses, api))
+
+    async def ping(self) -> None:
+        """Raises `StoreDown` unless Redis answers."""
+        await self._wait(self._redis.ping())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def _run(self, name: str, *args: Any) -> Any:
+        return await self._wait(self._scripts[name](args=args))
+
+    async def _wait(self, call: Any) -> Any:
+        try:
+            return await cast(Awaitable[Any], call)
+        except (RedisError, OSError) as error:
+            raise StoreDown(f"Redis: {error}") from error
