@@ -76,7 +76,8 @@ def load_catalog(path: Path) -> Catalog:
     try:
         return Catalog([_entry(row, number, path) for number, row in enumerate(rows, 1)])
     except BadConfig as error:
-        raise BadConfig(f"{path}: {error.message}" if str(path) not in error.message else error.message) from None
+        message = error.message if str(path) in error.message else f"{path}: {error.message}"
+        raise BadConfig(message, param=error.param) from None
 
 
 def _entry(row: Any, number: int, file: Path) -> ModelEntry:

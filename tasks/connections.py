@@ -38,7 +38,7 @@ def connect(url: str, role: str, connections: int = 4) -> redis.Redis:
         retry=Retry(NoBackoff(), 0),
         **_options(role, TIMEOUT_S),
     )
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)  # so that closing the client closes its connections
 
 
 def connect_async(url: str, role: str, connections: int = 32) -> redis.asyncio.Redis:
@@ -50,7 +50,7 @@ def connect_async(url: str, role: str, connections: int = 32) -> redis.asyncio.R
         retry=AsyncRetry(NoBackoff(), 0),
         **_options(role, TIMEOUT_S),
     )
-    return redis.asyncio.Redis(connection_pool=pool)
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def connect_subscriber(url: str, role: str) -> redis.asyncio.Redis:

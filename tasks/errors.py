@@ -28,6 +28,8 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NO_CHAT_TEMPLATE = "no_chat_template"
     JOB_NOT_FOUND = "job_not_found"
+    JOB_NOT_FINISHED = "job_not_finished"
+    JOB_NOT_CANCELLABLE = "job_not_cancellable"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     INVALID_EVENT_ID = "invalid_event_id"
@@ -37,6 +39,7 @@ class ErrorCode(StrEnum):
     NO_WORKER = "no_worker"
     MODEL_FAILED_TO_LOAD = "model_failed_to_load"
     STORE_UNAVAILABLE = "store_unavailable"
+    SERVER_SHUTDOWN = "server_shutdown"
     INTERNAL = "internal_error"
     # jobs that ended without success
     WORKER_LOST = "worker_lost"

@@ -12,7 +12,7 @@ penstock.<model>         LIST    tickets, Celery's queue                        
 penstock:leases          ZSET    running job → expiry (ms, Redis' clock)          claim, renew       empty when nothing runs
 penstock:orphans         ZSET    unwatched job → when to cancel it (ms)           detach, reap       empty when nothing runs
 penstock:deadlines       ZSET    unfinished job → deadline (ms)                   submit             empty when nothing runs
-penstock:apis            ZSET    API process → expiry (ms)                        reap               permanent
+penstock:apis            ZSET    API process → expiry (ms)                        attach, reap       permanent
 penstock:workers         ZSET    worker → expiry (ms)                             heartbeat, reap    permanent
 penstock:worker:<name>   STRING  the worker's card (JSON)                         heartbeat          seconds after its death
 penstock:draining:<name> STRING  set while a worker drains                        drain              1 h

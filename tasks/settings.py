@@ -59,11 +59,12 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = [name.upper() for name in Settings.model_fields]
     for name in environ:
-        if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " See docs/settings.md."
+        prefix, setting = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()  # pydantic reads either case
+        if prefix == PREFIX and setting not in known:
+            close = difflib.get_close_matches(setting, known, n=1)
+            hint = f" Did you mean {PREFIX}{close[0]}?" if close else " See docs/settings.md."
             raise BadConfig(f"{name} is not a setting of Penstock.{hint}", param=name)
 
 

@@ -24,11 +24,15 @@ from tasks.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """An accepted job: `existing` when an idempotency key led to an earlier one. `position` 1 is next in line."""
+    """An accepted job: `existing` when an idempotency key led to an earlier one. `position` 1 is next in line.
+
+    `created_ms` is by Redis' clock; 0 for an existing job.
+    """
 
     id: str
     existing: bool
     position: int | None
+    created_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class JobStore:
     def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
         self._redis = client
         self._settings = settings
+        self._term_ms = int(settings.lease_s * 3000)  # an API process that is silent this long watches nothing any more
         self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
 
     async def submit(
@@ -70,11 +75,11 @@ class JobStore:
         answer = await self._run(
             "submit",
             *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
-            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
+            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json(), self._term_ms),
         )
         match answer:
-            case ["created", job_id, position, _]:
-                return Submitted(job_id, False, position)
+            case ["created", job_id, position, created]:
+                return Submitted(job_id, False, position, int(created))
             case ["existing", job_id]:
                 return Submitted(job_id, True, None)
             case ["full", waiting]:
@@ -92,9 +97,14 @@ class JobStore:
         rank = await self._wait(self._redis.zrank(key("waiting", job.spec.model), job_id))
         return job, None if rank is None else rank + 1
 
+    async def position(self, job_id: str, model: str) -> int | None:
+        """Its place in the model's line (1 is next), None when it does not wait. Cheaper than `get`."""
+        rank = await self._wait(self._redis.zrank(key("waiting", model), job_id))
+        return None if rank is None else int(rank) + 1
+
     async def attach(self, job_id: str, api: str) -> Attached | None:
         """From now on relay the job's entries to this API process. None: there is no such job."""
-        state, *last = await self._run("attach", job_id, api)
+        state, *last = await self._run("attach", job_id, api, self._term_ms)
         return Attached(JobState(state), EntryId(int(last[0]), int(last[1]))) if last else None
 
     async def detach(self, job_id: str, api: str, grace_s: float) -> None:

@@ -67,7 +67,7 @@ end
 
 -- A ticket is a Celery message with a fresh task id: a revoked or repeated id must not swallow later tickets.
 local function push_ticket(model)
-  local task_id = string.format('ticket-%012d', redis.call('INCR', K.tickets_))
+  local task_id = 'ticket-' .. int(now()) .. '-' .. redis.call('INCR', K.tickets_) -- the counter alone may be rolled back
   local message = TICKET:gsub('@TASK@', task_id):gsub('@MODEL@', model)
   redis.call('LPUSH', K.queue .. model, message)
 end
@@ -78,16 +78,29 @@ local function place(r)
   if redis.call('LLEN', K.queue .. r.model) < redis.call('ZCARD', K.waiting .. r.model) then push_ticket(r.model) end
 end
 
+-- From now on this API process relays the job. One that dies before it ever reaped must be missed too, hence `apis`;
+-- `term` (ms) is how long it may be silent.
+local function watch(id, api, t, term)
+  redis.call('SADD', K.watch .. id, api)
+  redis.call('SADD', K.watched .. api, id)
+  redis.call('ZADD', K.apis_, 'NX', int(t + term), api)
+end
+
+-- A finished job goes some time after its end. Its idempotency key goes with the record: earlier, it would run twice.
+local function expire(r)
+  redis.call('EXPIRE', K.log .. r.id, r.keep)
+  redis.call('EXPIRE', K.watch .. r.id, r.keep)
+  redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)
+  if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end
+end
+
 -- The bookkeeping of every end; the terminal entry is already in the log. Only this sets a terminal state.
 local function close(r, state, t, code, message)
   move(r, state)
   set(r, 'state', state, 'finished', int(t), 'code', code or '', 'message', message or '')
   redis.call('ZREM', K.waiting .. r.model, r.id)
   for _, index in ipairs({K.leases_, K.deadlines_, K.orphans_}) do redis.call('ZREM', index, r.id) end
-  redis.call('EXPIRE', K.log .. r.id, r.keep)
-  redis.call('EXPIRE', K.watch .. r.id, r.keep)
-  redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)
-  if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end
+  expire(r)
   if state == 'succeeded' and r.started > 0 then
     local pace = K.pace .. r.model
     local before = tonumber(redis.call('HGET', pace, 'lane_ms') or t - r.started)
@@ -118,7 +131,11 @@ end
 -- Nobody listens any more: an idempotency key must not lead a later caller to an answer that was cut off.
 local function cancel_unwatched(r, t)
   redis.call('ZREM', K.orphans_, r.id)
-  if r.idem ~= '' then redis.call('DEL', K.idem .. r.idem) end
+  if r.idem ~= '' then
+    redis.call('DEL', K.idem .. r.idem)
+    set(r, 'idem', '') -- the key may be another job's before this one has ended
+    r.idem = ''
+  end
   return cancel_job(r, t)
 end
 

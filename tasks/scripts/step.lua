@@ -2,7 +2,17 @@
 --   → per job: ok | cancel | deadline | fenced | behind <seq>
 -- One call per engine step, for all jobs that emitted. The last of the n entries is the terminal one if there is an end
 -- state. Safe to repeat: entries that are already there are skipped.
-local answers, channels, order, at, t = {}, {}, {}, 1, now()
+local answers, writes, channels, order, at, t = {}, {}, {}, {}, 1, now()
+
+while ARGV[at] do -- everything is checked before the first write: a call that failed half-way would publish nothing
+  local w = {id = ARGV[at], fence = tonumber(ARGV[at + 1]), first = tonumber(ARGV[at + 2]), n = tonumber(ARGV[at + 3])}
+  w.from = at + 4
+  at = w.from + 2 * w.n
+  w.state, w.code, w.message = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  assert(w.message and (w.state == '' or w.n > 0 and w.state ~= 'queued' and MAY['running>' .. w.state]), 'malformed step')
+  at = at + 3
+  table.insert(writes, w)
+end
 
 local function relay(id, parts)
   if #parts == 0 then return end
@@ -16,39 +26,38 @@ local function relay(id, parts)
   end
 end
 
-local function write(r, first, n, from)
+-- False: somebody deleted the log; what cannot be logged must not be published.
+local function write(r, w)
   local parts, fence, new = {}, int(r.fence), 0
-  for i = r.seq - first + 2, n do
-    local json = ARGV[from + 2 * i - 2]
-    local entry_id = fence .. '-' .. int(first + i - 1)
-    redis.call('XADD', K.log .. r.id, 'NOMKSTREAM', entry_id, 'e', json)
-    new = new + tonumber(ARGV[from + 2 * i - 1])
+  for i = r.seq - w.first + 2, w.n do
+    local json = ARGV[w.from + 2 * i - 2]
+    local entry_id = fence .. '-' .. int(w.first + i - 1)
+    if not redis.call('XADD', K.log .. r.id, 'NOMKSTREAM', entry_id, 'e', json) then return false end
+    new = new + tonumber(ARGV[w.from + 2 * i - 1])
     table.insert(parts, entry(entry_id, json))
   end
-  r.seq = math.max(r.seq, first + n - 1)
+  r.seq = math.max(r.seq, w.first + w.n - 1)
   set(r, 'seq', int(r.seq), 'tokens', int(r.tokens + new))
   if new > 0 then set(r, 'strikes', 0, 'alone', 0) end
   relay(r.id, parts)
+  return true
 end
 
-while ARGV[at] do
-  local id, fence, first, n = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local from = at + 4
-  at = from + 2 * n
-  local state, code, message = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  at = at + 3
-  local r = record(id)
-  if not owned(r, fence) then
-    local mine = r and state ~= '' and r.state == state and r.fence == fence and r.seq == first + n - 1
-    table.insert(answers, mine and 'ok' or 'fenced')
-  elseif first > r.seq + 1 then
-    table.insert(answers, 'behind ' .. int(r.seq))
-  else
-    write(r, first, n, from)
-    if state ~= '' then close(r, state, t, code, message) end
-    table.insert(answers, state == '' and order_for(r, t) or 'ok')
+local function answer(w)
+  local r = record(w.id)
+  if not owned(r, w.fence) then
+    local mine = r and w.state ~= '' and r.state == w.state and r.fence == w.fence and r.seq == w.first + w.n - 1
+    return mine and 'ok' or 'fenced'
   end
+  if w.first > r.seq + 1 then return 'behind ' .. int(r.seq) end
+  if w.state ~= '' and w.first + w.n - 1 <= r.seq then return 'fenced' end -- its end would not be in the log
+  if not write(r, w) then return 'fenced' end
+  if w.state == '' then return order_for(r, t) end
+  close(r, w.state, t, w.code, w.message)
+  return 'ok'
 end
+
+for _, w in ipairs(writes) do table.insert(answers, answer(w)) end
 for _, api in ipairs(order) do
   redis.call('PUBLISH', K.relay .. api, '[' .. table.concat(channels[api], ',') .. ']')
 end

@@ -1,5 +1,5 @@
 -- submit(id, model, tenant, idempotency key or '', body hash, limit, band, deadline ms or 0, keep s, store, listed, api
---        or '', spec) → {created, id, position, created ms} | {existing, id} | {conflict, id} | {full, waiting}
+--        or '', spec, term ms) → {created, id, position, created ms} | {existing, id} | {conflict, id} | {full, waiting}
 local id, model, tenant, idem, hash = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local limit, band, deadline = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local keep, store, listed, api, spec = tonumber(ARGV[9]), ARGV[10], ARGV[11], ARGV[12], ARGV[13]
@@ -29,10 +29,7 @@ if listed == '1' then
   redis.call('ZREMRANGEBYSCORE', K.jobs .. tenant, '-inf', int(t - 30 * 86400000))
   redis.call('EXPIRE', K.jobs .. tenant, 30 * 86400)
 end
-if api ~= '' then
-  redis.call('SADD', K.watch .. id, api)
-  redis.call('SADD', K.watched .. api, id)
-end
+if api ~= '' then watch(id, api, t, tonumber(ARGV[14])) end
 redis.call('SADD', K.models_, model)
 place(r)
 return {'created', id, redis.call('ZRANK', K.waiting .. model, id) + 1, t}

@@ -1,0 +1,273 @@
+"""What a reaper does: leases, outages, poison, dead API processes, deadlines, tickets; and what stays in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tasks.keys import key, queue_of, single
+from tasks.ledger import Answer
+from tests.integration.protocol_rig import MODEL, Attempt, Rig
+
+
+def expiry(rig: Rig, index: str, member: str) -> float:
+    """When a member of a sorted set of times is due, in milliseconds from now."""
+    score = rig.redis.zscore(single(index), member)
+    assert score is not None
+    return float(score) - rig.now()
+
+
+def test_a_silent_workers_job_goes_back_into_line_with_its_tokens(rig: Rig) -> None:
+    attempt = rig.running()
+    attempt.make(3).send()
+    rig.pass_by("leases", attempt.job)
+    assert rig.reap() == [1, 0, 0, 0, 0]
+    record = rig.record(attempt.job)
+    assert (record["state"], record["losses"], record["strikes"], record["tokens"]) == ("queued", "1", "0", "3")
+    assert record["worker"] == ""
+    assert rig.line() == [attempt.job]
+    assert rig.tickets() >= 1
+    assert rig.reap() == [0, 0, 0, 0, 0]
+
+
+def test_race_13_with_no_worker_left_an_api_process_reaps(rig: Rig) -> None:
+    attempt = rig.running()
+    rig.pass_by("leases", attempt.job)
+    assert rig.reap(api="a1")[0] == 1
+    assert rig.line() == [attempt.job]
+
+
+def test_race_10_after_an_outage_every_lease_gets_a_full_term(rig: Rig) -> None:
+    attempt = rig.running(api="a1")
+    rig.reap(api="a1")
+    rig.pass_by("leases", attempt.job)
+    rig.pass_by("apis", "a1")
+    assert rig.reap(after_outage=True) == [0, 0, 0, 0, 0]
+    assert rig.state(attempt.job) == "running"
+    assert 4000 < expiry(rig, "leases", attempt.job) <= 5000
+    assert 14_000 < expiry(rig, "apis", "a1") <= 15_000
+    assert rig.reap() == [0, 0, 0, 0, 0]
+    assert attempt.make().send() == "ok"
+
+
+def test_race_10_a_clock_that_went_back_counts_as_an_outage(rig: Rig) -> None:
+    attempt = rig.running()
+    rig.pass_by("leases", attempt.job)
+    rig.redis.set(single("tick"), rig.now() + 60_000)
+    assert rig.ledger.reap() == [0, 0, 0, 0, 0]
+    assert rig.state(attempt.job) == "running"
+    assert int(rig.redis.get(single("tick")) or 0) <= rig.now()
+
+
+def test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them(rig: Rig) -> None:
+    attempt = rig.running()
+    rig.lose(attempt.job)
+    attempt = rig.attempt()
+    assert attempt.claim.strikes == 1
+    assert rig.record(attempt.job)["alone"] == "1"
+    attempt.make(0, choice_end=True).send()
+    assert rig.number(attempt.job, "strikes") == 1  # no token, so still a suspect
+    attempt.make(1).send()
+    assert (rig.number(attempt.job, "strikes"), rig.record(attempt.job)["alone"]) == (0, "0")
+    rig.lose(attempt.job)
+    assert (rig.number(attempt.job, "strikes"), rig.number(attempt.job, "losses")) == (0, 2)
+
+
+def test_deaths_while_alone_make_a_job_poison(rig: Rig) -> None:
+    attempt = rig.running()
+    for strikes in (1, 2):
+        rig.lose(attempt.job)
+        assert (rig.state(attempt.job), rig.number(attempt.job, "strikes")) == ("queued", strikes)
+        attempt = rig.attempt()
+    rig.lose(attempt.job)
+    record = rig.record(attempt.job)
+    assert (record["state"], record["code"], record["message"]) == ("failed", "poisoned", "its worker died 3 times")
+    assert rig.log(attempt.job)[-1][1]["code"] == "poisoned"
+    assert (rig.line(), rig.leased()) == ([], set())
+
+
+def test_deaths_in_company_do_not_make_a_job_poison(rigs: Callable[..., Rig]) -> None:
+    rig = rigs(max_strikes=1)
+    attempt = rig.running()
+    rig.lose(attempt.job)  # it did not run alone: perhaps its neighbour killed the worker
+    assert rig.state(attempt.job) == "queued"
+    rig.attempt()
+    rig.lose(attempt.job)
+    assert rig.code(attempt.job) == "poisoned"
+
+
+def test_a_job_that_lost_too_many_workers_fails_whatever_it_emitted(rigs: Callable[..., Rig]) -> None:
+    rig = rigs(max_losses=3)
+    job = rig.new()
+    for _ in range(3):
+        rig.attempt().make(1).send()
+        rig.lose(job)
+    assert (rig.state(job), rig.code(job), rig.number(job, "strikes")) == ("failed", "poisoned", 0)
+    assert rig.log(job)[-1][1]["tokens"] == 3
+
+
+def test_drain_and_preemption_never_make_a_job_poison(rigs: Callable[..., Rig]) -> None:
+    rig = rigs(max_strikes=1, max_losses=1)
+    job = rig.new()
+    for _ in range(5):
+        assert rig.attempt().release()
+    assert rig.state(job) == "queued"
+
+
+def test_a_lease_without_a_job_is_dropped(rig: Rig) -> None:
+    rig.redis.zadd(single("leases"), {"job_missing": 1, rig.new(): 1})
+    assert rig.reap()[0] == 2
+    assert rig.leased() == set()
+    assert len(rig.line()) == 1
+
+
+def test_race_15_a_client_that_leaves_cancels_its_job_at_once(rig: Rig) -> None:
+    attempt = rig.running(api="a1")
+    rig.wait(rig.store.attach(attempt.job, "a2"))
+    rig.wait(rig.store.detach(attempt.job, "a1", 0))
+    assert attempt.make().send() == "ok"  # somebody else still reads
+    rig.wait(rig.store.detach(attempt.job, "a2", 0))
+    assert attempt.make().send() == "cancel"
+
+
+def test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job(rig: Rig) -> None:
+    attempt = rig.running(api="a1")
+    rig.wait(rig.store.detach(attempt.job, "a1", 30))
+    assert 29_000 < expiry(rig, "orphans", attempt.job) <= 30_000
+    rig.wait(rig.store.attach(attempt.job, "a2"))
+    assert rig.redis.zscore(single("orphans"), attempt.job) is None
+    rig.wait(rig.store.detach(attempt.job, "a2", 30))
+    rig.pass_by("orphans", attempt.job)
+    assert rig.reap()[2] == 1
+    assert attempt.make().send() == "cancel"
+    assert rig.reap()[2] == 0
+
+
+def test_stored_jobs_and_ended_jobs_are_never_orphans(rig: Rig) -> None:
+    stored, ended = rig.running(api="a1", store=True), rig.running(api="a1")
+    ended.make(end="succeeded").send()
+    for attempt in (stored, ended):
+        rig.wait(rig.store.detach(attempt.job, "a1", 0))
+        rig.wait(rig.store.detach(attempt.job, "a1", 30))
+    assert rig.redis.zcard(single("orphans")) == 0
+    assert stored.make().send() == "ok"
+    assert rig.state(ended.job) == "succeeded"
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["known", "died before its first reap"])
+def test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled(rig: Rig, reaped: bool) -> None:
+    waits, runs = rig.new(api="a1", idem="k"), rig.new(api="a1")
+    shared, stored = rig.new(api="a1"), rig.new(api="a1", store=True)
+    rig.wait(rig.store.attach(shared, "a2"))
+    if reaped:
+        rig.reap(api="a1")
+    rig.redis.zrem(key("waiting", MODEL), waits)
+    attempt = rig.attempt()
+    assert attempt.job == runs
+    rig.redis.zadd(key("waiting", MODEL), {waits: 1})
+    rig.pass_by("apis", "a1")
+    assert rig.reap()[1] == 1
+    assert set(rig.redis.zrange(single("orphans"), 0, -1)) == {waits, runs}
+    assert rig.redis.smembers(key("watch", shared)) == {"a2"}
+    assert not rig.redis.exists(key("watched", "a1"))
+    assert rig.redis.zscore(single("apis"), "a1") is None
+    rig.pass_by("orphans", waits, runs)
+    assert rig.reap()[2] == 2
+    assert (rig.state(waits), attempt.make().send()) == ("cancelled", "cancel")
+    assert not rig.redis.exists(key("idem", "default:k"))
+    assert {rig.state(shared), rig.state(stored)} == {"queued"}
+
+
+def test_a_dead_api_process_with_many_jobs_is_cleared_over_several_reaps(rig: Rig) -> None:
+    for _ in range(70):
+        rig.new(api="a1")
+    rig.pass_by("apis", "a1")
+    rig.reap()
+    assert rig.redis.scard(key("watched", "a1")) == 6
+    rig.reap()
+    assert rig.redis.zcard(single("orphans")) == 70
+    assert rig.redis.zscore(single("apis"), "a1") is None
+
+
+def test_a_live_api_process_renews_itself_by_reaping(rig: Rig) -> None:
+    rig.reap(api="a1")
+    rig.pass_by("apis", "a1")
+    assert rig.reap(api="a1")[1] == 0
+    assert expiry(rig, "apis", "a1") > 14_000
+
+
+def test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker(rig: Rig) -> None:
+    running, waiting = rig.running(deadline_ms=60_000), rig.new(deadline_ms=60_000, api="a1")
+    ear = rig.listen("a1")
+    for job in (running.job, waiting):
+        rig.redis.hset(key("job", job), "deadline", 1)
+    rig.pass_by("deadlines", running.job, waiting)
+    assert rig.reap()[3] == 2
+    assert (rig.state(waiting), rig.code(waiting)) == ("failed", "deadline_exceeded")
+    assert [heard.entry["k"] for heard in ear.heard()] == ["end"]
+    assert running.renew() == Answer("deadline")
+    rig.lose(running.job)
+    assert rig.code(running.job) == "deadline_exceeded"
+    assert rig.redis.zcard(single("deadlines")) == 0
+
+
+def test_race_14_lost_tickets_are_replaced_and_spare_ones_are_left(rig: Rig) -> None:
+    for _ in range(3):
+        rig.new()
+    rig.redis.delete(queue_of(MODEL))
+    assert rig.reap()[4] == 3
+    assert rig.tickets() == 3
+    rig.redis.lpush(queue_of(MODEL), "spare")
+    assert rig.reap()[4] == 0
+    assert rig.tickets() == 4
+
+
+def test_a_very_short_queue_is_filled_in_bounded_portions(rig: Rig) -> None:
+    for _ in range(70):
+        rig.new()
+    rig.redis.delete(queue_of(MODEL))
+    assert [rig.reap()[4], rig.reap()[4], rig.reap()[4]] == [64, 6, 0]
+
+
+def test_every_job_is_reaped_even_when_more_expire_than_one_call_takes(rig: Rig) -> None:
+    attempts = [rig.running() for _ in range(70)]
+    rig.pass_by("leases", *(attempt.job for attempt in attempts))
+    assert [rig.reap()[0], rig.reap()[0], rig.reap()[0]] == [64, 6, 0]
+    assert len(rig.line()) == 70
+
+
+def test_workers_that_fell_silent_are_forgotten(rig: Rig) -> None:
+    rig.redis.zadd(single("workers"), {"w1": 1, "w2": rig.now() + 5000})
+    rig.reap()
+    assert rig.redis.zrange(single("workers"), 0, -1) == ["w2"]
+
+
+def test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented(rig: Rig) -> None:
+    ends: list[Attempt] = []
+    for end in ("succeeded", "failed", "cancelled"):
+        attempt = rig.running(api="a1", idem=end, listed=True, deadline_ms=60_000)
+        attempt.make(2, end=end).send()
+        ends.append(attempt)
+    in_line = rig.new(api="a1", idem="line", deadline_ms=60_000)
+    rig.wait(rig.store.cancel(in_line))
+    for job in (*(attempt.job for attempt in ends), in_line):
+        rig.wait(rig.store.attach(job, "a2"))
+        rig.wait(rig.store.detach(job, "a1", 30))
+        rig.wait(rig.store.detach(job, "a2", 30))
+        assert 590 < rig.redis.ttl(key("log", job)) <= 600
+        assert 4190 < rig.redis.ttl(key("job", job)) <= 4200
+    rig.reap(api="a1")
+    assert rig.endless() == set()
+    rig.redis.delete(queue_of(MODEL))
+    assert not [name for name in rig.values() if not name.startswith("penstock:")]
+
+
+def test_a_reader_who_leaves_a_trace_on_an_ended_job_is_cleared_with_its_process(rig: Rig) -> None:
+    job = rig.new(api="a1")
+    rig.wait(rig.store.cancel(job))
+    rig.wait(rig.store.attach(job, "a2"))
+    assert rig.endless() == {key("watched", "a1"), key("watched", "a2")}
+    rig.pass_by("apis", "a1", "a2")
+    rig.reap()
+    assert rig.endless() == set()
