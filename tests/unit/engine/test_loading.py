@@ -1,0 +1,92 @@
+"""Models from a folder: what the profile says, which ids end an answer, and how large the cache becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
+
+from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, fast_tokenizer, tiny_model
+from workers.engine import attention
+from workers.engine.loading import describe, load, plan_budget, set_threads
+from workers.engine.registry import EngineSpec, build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(path)
+    fast_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_folder_becomes_an_engine_with_its_profile(folder: Path) -> None:
+    lines: list[str] = []
+    engine = build("transformers", EngineSpec(str(folder), device="cpu", max_num_seqs=4, progress=lines.append))
+    profile = engine.profile
+    assert Tokenizer.from_str(profile.tokenizer).encode(f"a{END}").ids[-1] == profile.vocab_size - 1
+    assert profile.chat_template == CHAT_TEMPLATE
+    assert profile.special_tokens["eos_token"] == END
+    assert (profile.max_model_len, engine.max_num_seqs) == (CONTEXT, 4)
+    assert lines[-1] == "ready"
+    assert any("parameters" in line for line in lines)
+    engine.close()
+
+
+def test_a_shorter_context_and_another_dtype_can_be_asked_for(folder: Path) -> None:
+    spec = EngineSpec(str(folder), dtype="bfloat16", device="cpu", max_model_len=100)
+    loaded = load(spec)
+    assert loaded.profile.max_model_len == 100
+    assert loaded.model.dtype == torch.bfloat16
+    assert load(dataclasses.replace(spec, max_model_len=10**6)).profile.max_model_len == CONTEXT
+    with pytest.raises(ValueError, match="dtype"):
+        load(dataclasses.replace(spec, dtype="floaty"))
+
+
+def test_every_configured_end_token_ends_an_answer() -> None:
+    model, source = tiny_model("qwen3"), fast_tokenizer()
+    end = source.eos_token_id
+    configured = model.generation_config.eos_token_id
+    try:
+        for value, expected in (([3, 4], {3, 4, end}), (5, {5, end}), (None, {end})):
+            model.generation_config.eos_token_id = value
+            assert describe(model, source).eos == expected
+    finally:
+        model.generation_config.eos_token_id = configured
+
+
+def test_a_model_without_a_chat_template_says_so() -> None:
+    source = fast_tokenizer()
+    source.chat_template = None
+    assert describe(tiny_model("llama"), source).profile.chat_template is None
+
+
+def test_the_cache_holds_the_longest_sequence_and_a_share_of_all() -> None:
+    model: Any = tiny_model("llama")
+    assert plan_budget(EngineSpec("x", max_num_seqs=1), model, CONTEXT).kv_tokens > CONTEXT
+    assert plan_budget(EngineSpec("x", max_num_seqs=8), model, CONTEXT).kv_tokens == 8 * CONTEXT
+
+
+def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    set_threads()
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("PENSTOCK_THREADS", "1")
+    set_threads()
+    assert torch.get_num_threads() == 1
+
+
+def test_attention_is_ours_for_models_with_full_attention_only() -> None:
+    cpu, half = torch.device("cpu"), torch.bfloat16
+    mixed = Qwen3Config(num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"])
+    assert attention.pick(LlamaConfig(), cpu, half) == attention.CPU_NAME
+    assert attention.pick(Qwen3Config(), cpu, half) == attention.CPU_NAME
+    assert attention.pick(MistralConfig(sliding_window=64), cpu, half) == "sdpa"
+    assert attention.pick(mixed, cpu, half) == "sdpa"
+    assert attention.pick(LlamaConfig(), torch.device("cuda"), half) == attention.CUDA_NAME
+    assert attention.pick(LlamaConfig(), torch.device("cuda"), torch.float32) == "sdpa"

@@ -1,0 +1,161 @@
+"""The sampler against plain definitions, and its two promises: rows are independent, draws are reproducible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.sampling import Sampling
+from workers.engine.base import Request
+from workers.engine.draws import uniform
+from workers.engine.fake_model import build_tokenizer
+from workers.engine.sampler import Sampler
+from workers.engine.sequence import LiveSequence
+from workers.engine.vocabulary import Vocabulary
+
+SIZE = 300
+torch.set_num_threads(1)
+
+
+def row(done: tuple[int, ...] = (), prompt: tuple[int, ...] = (1,), choice: int = 0, **fields: Any) -> LiveSequence:
+    sampling = Sampling(**{"max_tokens": 1000, "seed": 1} | fields)
+    return LiveSequence(Request("a", prompt, sampling, choice=choice, done=done), build_tokenizer(), ())
+
+
+def sampler(candidates: int = 1024) -> Sampler:
+    return Sampler(Vocabulary(build_tokenizer()), candidates)
+
+
+def pick(logits: torch.Tensor, *rows: LiveSequence, candidates: int = 1024) -> list[int]:
+    return [choice.token for choice in sampler(candidates).choose(logits.clone(), rows)]
+
+
+def random_logits(count: int, seed: int = 0, width: float = 3.0) -> torch.Tensor:
+    return torch.randn(count, SIZE, generator=torch.Generator().manual_seed(seed)) * width
+
+
+def frequencies(logits: torch.Tensor, draws: int = 4000, **fields: Any) -> torch.Tensor:
+    """How often each token is drawn, over many seeds."""
+    rows = [row(seed=seed, **fields) for seed in range(draws)]
+    tokens = pick(logits.repeat(draws, 1), *rows)
+    return torch.bincount(torch.tensor(tokens), minlength=logits.shape[-1]) / draws
+
+
+def test_draws_are_uniform_and_differ_by_every_argument() -> None:
+    draws = torch.tensor([uniform(seed, 0, index) for seed in range(50) for index in range(100)])
+    assert abs(float(draws.mean()) - 0.5) < 0.02
+    assert 0.0 <= float(draws.min()) < float(draws.max()) < 1.0
+    assert len({uniform(1, 0, 0), uniform(0, 1, 0), uniform(0, 0, 1), uniform(-1, 0, 0), uniform(2**70, 0, 0)}) == 5
+
+
+def test_greedy_takes_the_best_logit() -> None:
+    logits = random_logits(5)
+    assert pick(logits, *[row(temperature=0.0) for _ in range(5)]) == logits.argmax(-1).tolist()
+    assert pick(logits, *[row(temperature=1e-9) for _ in range(5)]) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_as_often_as_they_should_be(temperature: float) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]])
+    expected = torch.softmax(logits[0] / temperature, -1)
+    assert torch.allclose(frequencies(logits, temperature=temperature), expected, atol=0.03)
+
+
+def test_top_p_is_exact_however_flat_the_distribution() -> None:
+    """Ten thousand equal tokens: a cut at 0.9 must keep nine thousand of them, not the best 1024."""
+    logits = torch.linspace(1e-3, 0.0, 10_000).unsqueeze(0)
+    tokens = pick(logits.repeat(2000, 1), *[row(seed=seed, top_p=0.9) for seed in range(2000)])
+    assert 8800 < max(tokens) < 9001
+    assert sum(tokens) / len(tokens) == pytest.approx(4500, rel=0.05)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    top_k=st.integers(0, 40),
+    top_p=st.floats(0.05, 1.0),
+    min_p=st.floats(0.0, 0.5),
+    width=st.floats(0.1, 5.0),
+)
+@settings(deadline=None)
+def test_a_drawn_token_survives_every_cut(seed: int, top_k: int, top_p: float, min_p: float, width: float) -> None:
+    logits = random_logits(1, seed, width)
+    probs = torch.softmax(logits[0].double(), -1).sort(descending=True)
+    allowed = probs.values.clone()
+    if top_k:
+        allowed[top_k:] = 0
+        allowed /= allowed.sum()
+    before = allowed.cumsum(0) - allowed
+    allowed[(before >= top_p + 1e-5) | (probs.values < (min_p - 1e-5) * probs.values[0])] = 0
+    (token,) = pick(logits, row(seed=seed, top_k=top_k, top_p=top_p, min_p=min_p))
+    assert allowed[int((probs.indices == token).nonzero())] > 0
+
+
+@given(seed=st.integers(0, 1000), top_p=st.floats(0.05, 1.0), min_p=st.floats(0.0, 0.3), top_k=st.integers(0, 60))
+@settings(deadline=None)
+def test_few_candidates_give_the_same_token_as_all(seed: int, top_p: float, min_p: float, top_k: int) -> None:
+    logits = random_logits(1, seed, 1.0)
+    one = row(seed=seed, top_p=top_p, min_p=min_p, top_k=top_k)
+    assert pick(logits, one, candidates=16) == pick(logits, one, candidates=SIZE)
+
+
+SOME: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.7},
+    {"top_p": 0.8, "seed": 9},
+    {"top_k": 5, "min_p": 0.05},
+    {"top_p": 0.99, "temperature": 2.0, "logprobs": 2},
+    {"repetition_penalty": 1.3, "done": (3, 4, 4, 5), "prompt": (7, 8)},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5, "done": (3, 4, 4, 5), "logprobs": 0},
+    {"logit_bias": {5: 3.0, 6: -100.0}, "temperature": 0.0},
+]
+
+
+@given(st.lists(st.integers(0, len(SOME) - 1), min_size=2, max_size=12), st.integers(0, 100))
+@settings(deadline=None)
+def test_a_row_does_not_depend_on_its_neighbours(kinds: list[int], seed: int) -> None:
+    logits = random_logits(len(kinds), seed)
+    rows = [row(**SOME[kind]) for kind in kinds]
+    together = sampler(64).choose(logits.clone(), rows)
+    for at, one in enumerate(rows):
+        assert sampler(64).choose(logits[at : at + 1].clone(), [one]) == [together[at]]
+
+
+def test_penalties_follow_their_definitions() -> None:
+    logits = torch.zeros(1, SIZE)
+    logits[0, :6] = torch.tensor([4.0, -1.0, 3.9, 3.8, 3.0, 3.7])
+    assert pick(logits, row(temperature=0.0)) == [0]
+    assert pick(logits, row(temperature=0.0, repetition_penalty=1.1, prompt=(0, 1))) == [2]
+    assert pick(logits, row(temperature=0.0, presence_penalty=0.15, done=(0,))) == [2]
+    assert pick(logits, row(temperature=0.0, presence_penalty=0.15, prompt=(0, 1))) == [0]
+    assert pick(logits, row(temperature=0.0, frequency_penalty=0.15, done=(0, 0, 2))) == [3]
+    assert pick(logits, row(temperature=0.0, logit_bias={4: 1.5})) == [4]
+
+
+def test_repetition_penalty_makes_negative_logits_smaller() -> None:
+    logits = torch.full((1, SIZE), -9.0)
+    logits[0, 3], logits[0, 4] = -2.0, -2.1
+    assert pick(logits, row(temperature=0.0, repetition_penalty=1.2, done=(3,))) == [4]
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    logits = random_logits(1)
+    one = row(temperature=0.3, top_k=2, logit_bias={17: 50.0}, logprobs=3)
+    ((token, logprob),) = sampler().choose(logits.clone(), [one])
+    expected = torch.log_softmax(logits[0], -1)
+    assert token == 17
+    assert logprob is not None
+    assert logprob.logprob == pytest.approx(float(expected[17]), abs=1e-5)
+    assert [each.logprob for each in logprob.top] == pytest.approx(expected.topk(3).values.tolist(), abs=1e-5)
+
+
+def test_a_draw_never_lands_on_a_token_without_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((1, SIZE), float("-inf"))
+    logits[0, 5], logits[0, 9] = 0.0, 0.0
+    for draw, token in ((0.0, 5), (1.0 - 2.0**-53, 9)):
+        monkeypatch.setattr("workers.engine.sampler.uniform", lambda *_, draw=draw: draw)
+        assert pick(logits, row()) == [token]
+        assert pick(logits, row(top_p=0.999)) == [token]

@@ -1,0 +1,137 @@
+"""From a folder or a hub id to a model that is ready to run: weights, tokenizer, limits and the size of the
+KV cache.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from workers.engine import attention
+from workers.engine.base import ModelProfile
+from workers.engine.paged import Budget
+from workers.engine.registry import EngineSpec
+
+DEFAULT_MAX_MODEL_LEN = 4096  # for a model whose configuration names none
+# On a CPU a forward over more tokens than this would hold up everybody's next token.
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 512, 4096
+CPU_KV_SHARE, CUDA_KV_SHARE = 0.3, 0.85
+CPU_TYPICAL_LEN = 1024  # on a CPU the cache holds this much of every sequence; the scheduler copes with longer ones
+PAGE_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory. `eos` are the ids that end an answer."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    profile: ModelProfile
+    eos: frozenset[int]
+
+
+def load(spec: EngineSpec) -> Loaded:
+    """Load weights and tokenizer; the first use of a hub id downloads them."""
+    set_threads()
+    device = torch.device(_device(spec.device))
+    spec.say(f"loading the tokenizer of {spec.path}")
+    source: Any = AutoTokenizer.from_pretrained(spec.path)
+    spec.say(f"loading the weights of {spec.path} to {device}, dtype {spec.dtype}")
+    quiet: Any = logging.disable_progress_bar  # untyped
+    quiet()
+    model: Any = AutoModelForCausalLM.from_pretrained(spec.path, dtype=_dtype(spec.dtype))
+    model = model.to(device).eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    spec.say(f"loaded {parameters / 1e6:.1f}M parameters as {model.dtype}")
+    return describe(model, source, spec.max_model_len)
+
+
+def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loaded:
+    """A loaded model with what the API must know of it. `source` is a transformers tokenizer."""
+    text = model.config.get_text_config()
+    if model.config._attn_implementation == "sdpa":
+        # The public setter takes any name with "flash" in it for one of the kernels it can fetch.
+        model.config._attn_implementation = attention.pick(text, model.device, model.dtype)
+    tokenizer = _backend(source)
+    longest = getattr(text, "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
+    profile = ModelProfile(
+        tokenizer=tokenizer.to_str(),
+        chat_template=_chat_template(source),
+        special_tokens={name: text for name, text in source.special_tokens_map.items() if isinstance(text, str)},
+        max_model_len=min(longest, max_model_len or longest),
+        vocab_size=text.vocab_size,
+    )
+    return Loaded(model, tokenizer, profile, _end_tokens(model, source))
+
+
+def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
+    """The size of the KV cache: what the sequences can use, within what the device can spare."""
+    cuda = model.device.type == "cuda"
+    typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
+    wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
+    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+    per_token = _kv_bytes_per_token(model)
+    affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
+    tokens = min(wanted, affordable)
+    spec.say(f"KV cache for {tokens} tokens, {tokens * per_token / 2**20:.0f} MiB")
+    return Budget(spec.max_num_seqs, tokens, CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, PAGE_SIZE)
+
+
+def set_threads() -> None:
+    """Let torch use the threads that the environment grants; without a word there, torch decides."""
+    asked = os.environ.get("PENSTOCK_THREADS") or os.environ.get("OMP_NUM_THREADS")
+    if asked:
+        torch.set_num_threads(int(asked))
+
+
+def _device(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(asked: str) -> Any:
+    if asked == "auto":
+        return asked
+    dtype = getattr(torch, asked, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be auto or a torch dtype such as bfloat16, not {asked!r}")
+    return dtype
+
+
+def _backend(source: Any) -> Tokenizer:
+    backend = getattr(source, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError(f"the tokenizer {type(source).__name__} has no tokenizer.json, and the API needs one")
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _chat_template(source: Any) -> str | None:
+    template = source.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _end_tokens(model: Any, source: Any) -> frozenset[int]:
+    """Chat models often end a turn with another token than the one their tokenizer calls `eos`; both end an
+    answer.
+    """
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, source.eos_token_id] if token is not None)
+
+
+def _kv_bytes_per_token(model: Any) -> int:
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(text.num_hidden_layers * 2 * heads * width * model.dtype.itemsize)

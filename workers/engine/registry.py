@@ -1,0 +1,47 @@
+"""Which engines there are, by the name that `models.toml` uses. Engines are imported only when they are
+built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from workers.engine.base import Engine
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What to load and how. `path` is a local folder or a hub id; `progress` is told, in plain lines, what
+    goes on.
+    """
+
+    path: str
+    dtype: str = "auto"
+    device: str = "auto"
+    max_num_seqs: int = 32
+    max_model_len: int | None = None
+    progress: Callable[[str], None] | None = None
+
+    def say(self, line: str) -> None:
+        """Report progress, when somebody listens."""
+        if self.progress is not None:
+            self.progress(line)
+
+
+# Name -> module; the module has a function `build(spec) -> Engine`.
+ENGINES = {
+    "fake": "workers.engine.fake",
+    "transformers": "workers.engine.continuous",
+}
+
+
+def build(name: str, spec: EngineSpec) -> Engine:
+    """Load a model with the engine called `name`."""
+    if name not in ENGINES:
+        raise ValueError(f"no engine is called {name!r}; there are: {', '.join(sorted(ENGINES))}")
+    if spec.max_num_seqs < 1:
+        raise ValueError(f"max_num_seqs must be at least 1, not {spec.max_num_seqs}")
+    return cast(Engine, import_module(ENGINES[name]).build(spec))

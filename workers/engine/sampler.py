@@ -1,0 +1,187 @@
+"""Chooses the next token of every row of a batch, with vectorised tensor operations.
+
+What each parameter means:
+- `repetition_penalty` divides positive and multiplies negative logits of every token that occurs in the
+  prompt or the answer; presence and frequency penalties are subtracted for tokens of the answer only; then
+  `logit_bias` is added.
+- temperature 0 takes the best logit. Otherwise the logits are divided by it, and `top_k`, then `top_p` (of
+  what `top_k` left), then `min_p` (relative to the best token) cut the tail of the distribution.
+- log probabilities are those of the model itself: before penalties, bias, temperature and cuts.
+
+Two promises. A row's token depends on that row alone, never on its neighbours: rows are grouped, but each is
+decided by its own values. And draws come from `draws.uniform`, so they depend on seed, choice and token index
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.engine.base import TokenLogprob
+from workers.engine.draws import uniform
+from workers.engine.sequence import LiveSequence
+from workers.engine.validation import MAX_LOGPROBS
+from workers.engine.vocabulary import Vocabulary
+
+GREEDY_BELOW = 1e-5  # a smaller temperature would overflow, and takes the best token anyway
+CANDIDATES = 1024  # rows that need more are sorted in full
+
+
+class Choice(NamedTuple):
+    """The token of one row."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+class Sampler:
+    """Holds no state of sequences: everything a row needs is in its sequence."""
+
+    def __init__(self, vocabulary: Vocabulary, candidates: int = CANDIDATES) -> None:
+        self._vocabulary = vocabulary
+        self._candidates = candidates
+
+    def choose(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[Choice]:
+        """One token per row of `logits`, a float tensor of shape [rows, vocabulary] that may be written to."""
+        reported = [at for at, row in enumerate(rows) if row.request.sampling.logprobs is not None]
+        original = logits[reported] if reported else None
+        _penalise(logits, rows)
+        tokens = self._pick(logits, rows)
+        logprobs: dict[int, TokenLogprob] = {}
+        if original is not None:
+            chosen = [tokens[at] for at in reported]
+            wanted = [rows[at].request.sampling.logprobs or 0 for at in reported]
+            logprobs = dict(zip(reported, self._report(original, chosen, wanted), strict=True))
+        return [Choice(token, logprobs.get(at)) for at, token in enumerate(tokens)]
+
+    def _pick(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
+        random = [at for at, row in enumerate(rows) if row.request.sampling.temperature >= GREEDY_BELOW]
+        if not random:
+            return [int(token) for token in logits.argmax(dim=-1).tolist()]
+        tokens = [0] * len(rows)
+        if len(random) < len(rows):
+            greedy = sorted(set(range(len(rows))) - set(random))
+            for at, token in zip(greedy, logits[greedy].argmax(dim=-1).tolist(), strict=True):
+                tokens[at] = token
+        whole = [at for at in random if not _is_cut(rows[at])]
+        cut = [at for at in random if _is_cut(rows[at])]
+        for group, draw in ((whole, _draw_whole), (cut, self._draw_cut)):
+            if group:
+                chosen = draw(_tempered(logits[group], [rows[at] for at in group]), [rows[at] for at in group])
+                for at, token in zip(group, chosen, strict=True):
+                    tokens[at] = token
+        return tokens
+
+    def _draw_cut(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
+        """Draw from the best candidates; rows whose cut lies further down are sorted in full."""
+        chosen, settled = _draw_best(logits, rows, min(self._candidates, logits.shape[-1]))
+        if self._candidates < logits.shape[-1]:
+            for at, done in enumerate(settled):
+                if not done:
+                    (chosen[at],), _ = _draw_best(logits[at : at + 1], rows[at : at + 1], logits.shape[-1])
+        return chosen
+
+    def _report(self, logits: Tensor, chosen: list[int], wanted: list[int]) -> list[TokenLogprob]:
+        """Log probabilities of the chosen tokens, with as many alternatives as each row wants."""
+        logprobs = torch.log_softmax(logits, dim=-1)
+        index = torch.tensor(chosen, device=logits.device).unsqueeze(1)
+        own = logprobs.gather(1, index).squeeze(1).tolist()
+        best, ids = logprobs.topk(min(MAX_LOGPROBS, logits.shape[-1]), dim=-1)
+        look_up = self._vocabulary.logprob
+        reports = []
+        for at, (values, tokens) in enumerate(zip(best.tolist(), ids.tolist(), strict=True)):
+            pairs = list(zip(tokens, values, strict=True))[: wanted[at]]
+            top = tuple(look_up(token, value) for token, value in pairs)
+            reports.append(look_up(chosen[at], own[at], top))
+        return reports
+
+
+def _is_cut(row: LiveSequence) -> bool:
+    sampling = row.request.sampling
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def _tempered(logits: Tensor, rows: Sequence[LiveSequence]) -> Tensor:
+    return logits / _column([row.request.sampling.temperature for row in rows], logits)
+
+
+def _draw_best(logits: Tensor, rows: Sequence[LiveSequence], size: int) -> tuple[list[int], list[bool]]:
+    """Draw from the `size` best tokens; for which rows these were enough."""
+    values, order = logits.topk(size, dim=-1)
+    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    keep, settled = _kept(probs, rows)
+    # Drawn in the order of ids: in the order of rank, two tokens with nearly equal logits would swap their shares
+    # with the last bit of either, and so with the make-up of the batch.
+    order, by_id = order.sort(dim=-1)
+    drawn = _draw((probs * keep).gather(1, by_id), rows).unsqueeze(1)
+    return order.gather(1, drawn).squeeze(1).tolist(), settled.tolist()
+
+
+def _kept(probs: Tensor, rows: Sequence[LiveSequence]) -> tuple[Tensor, Tensor]:
+    """Which candidates survive the cuts, and for which rows the candidates were enough to know all of them."""
+    size = probs.shape[-1]
+    params = [row.request.sampling for row in rows]
+    limited = _column([float(p.top_k > 0) for p in params], probs) > 0
+    top_k = _column([float(p.top_k or size) for p in params], probs)
+    ranked = torch.arange(size, device=probs.device, dtype=probs.dtype).unsqueeze(0) < top_k
+    left = probs * ranked
+    # What top_k left is known only when all of it is among the candidates; the others have the whole mass, 1.
+    mass = torch.where(limited, left.sum(dim=-1, keepdim=True), torch.ones_like(top_k))
+    before = left.cumsum(dim=-1) - left
+    keep = ranked & (before < _column([p.top_p for p in params], probs) * mass)
+    keep &= probs >= _column([p.min_p for p in params], probs) * probs[:, :1]
+    keep[:, 0] = True
+    return keep, torch.where(limited, top_k <= size, ~keep[:, -1:]).squeeze(1)
+
+
+def _draw_whole(logits: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
+    tokens: list[int] = _draw(torch.softmax(logits, dim=-1), rows).tolist()
+    return tokens
+
+
+def _draw(weights: Tensor, rows: Sequence[LiveSequence]) -> Tensor:
+    """Inverse CDF: the first position at which the running sum of the weights exceeds the drawn share of
+    their total.
+    """
+    draws = [uniform(row.request.sampling.seed, row.request.choice, len(row.tokens)) for row in rows]
+    sums = weights.cumsum(dim=-1)
+    total = sums[:, -1:]
+    # Rounding must not lift a draw to the total itself, past the last token with a weight.
+    aim = torch.minimum(_column(draws, weights) * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(sums, aim, right=True).squeeze(1)
+    return found.clamp_(max=weights.shape[-1] - 1)
+
+
+def _penalise(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
+    """Apply penalties and biases in place."""
+    repeated: list[tuple[int, int, float]] = []
+    added: list[tuple[int, int, float]] = []
+    for at, row in enumerate(rows):
+        params = row.request.sampling
+        if params.repetition_penalty != 1.0:
+            repeated += [(at, token, params.repetition_penalty) for token in row.prompt_tokens | row.counts().keys()]
+        if params.presence_penalty or params.frequency_penalty:
+            for token, count in row.counts().items():
+                added.append((at, token, -params.presence_penalty - params.frequency_penalty * count))
+        added += [(at, token, bias) for token, bias in params.logit_bias.items()]
+    if repeated:
+        where, factors = _scatter(repeated, logits)
+        values = logits[where]
+        logits[where] = torch.where(values > 0, values / factors, values * factors)
+    if added:
+        where, amounts = _scatter(added, logits)
+        logits.index_put_(where, amounts, accumulate=True)
+
+
+def _scatter(entries: list[tuple[int, int, float]], logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    at, tokens, values = zip(*entries, strict=True)
+    where = (torch.tensor(at, device=logits.device), torch.tensor(tokens, device=logits.device))
+    return where, torch.tensor(values, dtype=logits.dtype, device=logits.device)
