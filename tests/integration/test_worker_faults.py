@@ -1,0 +1,254 @@
+"""Workers that are killed, drained, cut off or hung: the text goes on, exactly."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tasks.connections import connect
+from tasks.events import Delta
+from tasks.jobs import JobState
+from tasks.redis_server import find_server
+from tests.conftest import free_port
+from tests.integration.worker_rig import WorkerRig, expected
+from tests.processes import wait_until
+
+
+@pytest.fixture
+def pool(tmp_path: Path, redis_url: str) -> Iterator[WorkerRig]:
+    rig = WorkerRig(tmp_path, redis_url)
+    yield rig
+    rig.close()
+
+
+SLOW = "[tokens=400] [step_ms=10]"
+
+
+def test_after_a_sigkill_another_worker_finishes_the_text(pool: WorkerRig) -> None:
+    first = pool.start()
+    jobs = [pool.submit(SLOW) for _ in range(4)] + [pool.submit(SLOW, n=2, temperature=1.0)]
+    for job in jobs:
+        pool.until_tokens(job, 20)
+    pool.start()
+    first.signal(signal.SIGKILL)
+    first.wait()
+    pool.until_over(*jobs)
+    assert pool.succeeded(*jobs)
+    for job in jobs[:4]:
+        assert pool.text(job) == expected(SLOW)
+        assert pool.job(job).losses == 1
+        assert pool.job(job).strikes == 0
+        assert [started.attempt for started in pool.attempts(job)] == [1, 2]
+        assert pool.attempts(job)[1].tokens >= 20
+    again = pool.submit(SLOW, n=2, temperature=1.0)
+    pool.until_over(again)
+    assert [pool.text(jobs[4], c) for c in (0, 1)] == [pool.text(again, c) for c in (0, 1)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_drain_hands_jobs_over_without_loss_or_blame(pool: WorkerRig, number: signal.Signals) -> None:
+    first = pool.start()
+    jobs = [pool.submit(SLOW) for _ in range(8)]
+    for job in jobs:
+        pool.until_tokens(job, 10)
+    pool.start()
+    began = time.monotonic()
+    first.signal(number)
+    code = first.wait(5)
+    assert time.monotonic() - began < 5
+    assert code == 0 or number is signal.SIGQUIT
+    assert "drained: 8 jobs given back" in first.log
+    pool.until_over(*jobs)
+    for job in jobs:
+        assert pool.text(job) == expected(SLOW)
+        assert (pool.job(job).losses, pool.job(job).strikes, pool.job(job).attempt) == (0, 0, 2)
+
+
+def test_stop_strings_and_limits_hold_over_a_resume(pool: WorkerRig) -> None:
+    text = "Count from 1 to 100. [step_ms=20]"
+    whole = expected(text)
+    first = pool.start()
+    stopped = pool.submit(text, stop=("47, 48",))
+    limited = pool.submit(text, max_tokens=120)
+    for job in (stopped, limited):
+        pool.until_tokens(job, 30)
+    pool.start()
+    first.signal(signal.SIGTERM)
+    first.wait()
+    pool.until_over(stopped, limited)
+    assert pool.text(stopped) == whole[: whole.index("47, 48")]
+    assert pool.end(stopped).finish == "stop"
+    assert pool.end(limited).finish == "length"
+    assert pool.end(limited).tokens == 120
+
+
+def test_a_finished_choice_is_not_run_again(pool: WorkerRig) -> None:
+    first = pool.start()
+    short, long = "Count from 1 to 3. [step_ms=10]", "Count from 1 to 150. [step_ms=10]"
+    job = pool.submit(short, long)
+    wait_until(lambda: pool.choice_ends(job), "the end of the short choice")
+    pool.until_tokens(job, 40)
+    pool.start()
+    first.signal(signal.SIGTERM)
+    first.wait()
+    pool.until_over(job)
+    assert pool.text(job, 0) == expected(short)
+    assert pool.text(job, 1) == expected(long)
+    assert pool.choice_ends(job) == {0: "stop"}
+    assert pool.end(job).choice == 1
+
+
+def test_cut_and_stalled_connections_lose_nothing(pool: WorkerRig) -> None:
+    worker = pool.start({"PENSTOCK_LEASE_S": "5"})
+    jobs = [pool.submit(SLOW) for _ in range(6)]
+    for job in jobs:
+        pool.until_tokens(job, 20)
+    clients: Any = pool.redis.client_list()
+    for client in clients:
+        if client["name"] in ("penstock-worker", "penstock-celery"):
+            pool.redis.client_kill_filter(_id=client["id"])
+    for job in jobs:
+        pool.until_tokens(job, 100)
+    pool.redis.client_pause(2000)
+    pool.until_over(*jobs)
+    for job in jobs:
+        assert pool.text(job) == expected(SLOW)
+        assert len(pool.attempts(job)) == 1
+    after = pool.submit("Count from 1 to 5.")
+    pool.until_over(after)
+    assert worker.process.poll() is None
+
+
+def test_a_zombie_is_fenced_and_goes_on_serving(pool: WorkerRig) -> None:
+    first = pool.start()
+    job = pool.submit(SLOW)
+    pool.until_tokens(job, 10)
+    pool.start()
+    first.signal(signal.SIGSTOP)
+    wait_until(lambda: pool.job(job).attempt == 2, "a second attempt")
+    pool.until_tokens(job, 100)
+    first.signal(signal.SIGCONT)
+    pool.until_over(job)
+    assert pool.text(job) == expected(SLOW)
+    wait_until(lambda: "over: lost" in first.log, "the zombie to notice")
+    assert len({name.fence for name, entry in pool.log(job) if isinstance(entry, Delta)}) == 2
+    more = [pool.submit("[tokens=50]") for _ in range(16)]
+    pool.until_over(*more)
+
+
+def test_a_poisoned_job_ends_and_its_neighbours_finish(pool: WorkerRig) -> None:
+    pool.env["PENSTOCK_MAX_STRIKES"] = "2"
+    neighbours = [pool.submit("[tokens=150] [step_ms=20]") for _ in range(3)]
+    poison = pool.submit("[tokens=50] [die_at=12]")
+    deaths = 0
+    deadline = time.monotonic() + 60
+    worker = pool.start()
+    while not all(pool.job(job).state.terminal for job in [poison, *neighbours]):
+        assert time.monotonic() < deadline
+        if worker.process.poll() is not None:
+            deaths += 1
+            worker = pool.start()
+        time.sleep(0.05)
+    pool.until_over(poison, *neighbours)
+    assert (pool.job(poison).state, pool.job(poison).code) == (JobState.FAILED, "poisoned")
+    assert 3 <= deaths <= 5
+    assert pool.succeeded(*neighbours)
+    for job in neighbours:
+        assert pool.text(job) == expected("[tokens=150]")
+
+
+def test_a_hung_engine_loses_its_jobs_and_the_process_ends(pool: WorkerRig) -> None:
+    first = pool.start({"PENSTOCK_STEP_TIMEOUT_S": "1"})
+    innocent = pool.submit(SLOW)
+    pool.until_tokens(innocent, 5)
+    hanging = pool.submit("[tokens=50] [hang_at=6]")
+    assert first.wait(10) == 5
+    assert "the engine hangs" in first.log
+    pool.wait(pool.store.cancel(hanging))
+    pool.start()
+    pool.until_over(innocent, hanging)
+    assert pool.text(innocent) == expected(SLOW)
+    assert pool.job(hanging).state is JobState.CANCELLED
+
+
+class DurableRedis:
+    """A Redis of this test that keeps every write, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with connect(self.url, "test") as client:
+            wait_until(lambda: _answers(client), "redis")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(5)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def test_a_redis_that_dies_and_comes_back_costs_a_pause(tmp_path: Path) -> None:
+    server = DurableRedis(tmp_path / "redis")
+    rig = WorkerRig(tmp_path, server.url, PENSTOCK_LEASE_S="5")
+    try:
+        worker = rig.start()
+        fast, slow = "[tokens=900] [step_ms=2]", "Count from 1 to 200. [step_ms=2]"
+        jobs = [rig.submit(fast), rig.submit(slow), rig.submit(fast)]
+        for job in jobs:
+            rig.until_tokens(job, 50)
+        server.kill()
+        time.sleep(4)  # an outage: long enough for the engine to fill its 256 entries, and for reaping to call it one
+        server.start()
+        rig.reconnect()
+        rig.until_over(*jobs)
+        for job, text in zip(jobs, (fast, slow, fast), strict=True):
+            assert rig.text(job) == expected(text)
+            assert (rig.job(job).losses, len(rig.attempts(job))) == (0, 1)
+        after = rig.submit("Count from 1 to 5.")
+        rig.until_over(after)
+        assert worker.process.poll() is None
+    finally:
+        rig.close()
+        server.kill()
+
+
+def test_a_dead_engine_gives_back_what_made_progress(tmp_path: Path, redis_url: str) -> None:
+    rig = WorkerRig(tmp_path, redis_url, lanes=40)
+    try:
+        broken = [rig.submit("[tokens=9] [fail_at=2] [step_ms=20]") for _ in range(36)]
+        innocent = rig.submit(SLOW)
+        worker = rig.start()
+        assert worker.wait(20) == 4  # each failed alone, and so many failures in a row end the engine
+        assert "the engine is dead" in worker.log
+        assert (rig.job(innocent).state, rig.job(innocent).losses) == (JobState.QUEUED, 0)
+        jobs, deadline = [innocent, *broken], time.monotonic() + 60
+        while not all(rig.job(job).state.terminal for job in jobs):
+            assert time.monotonic() < deadline
+            if worker.process.poll() is not None:
+                worker = rig.start()
+            time.sleep(0.1)
+        rig.until_over(*jobs)
+        assert rig.text(innocent) == expected(SLOW)
+        assert {rig.job(job).code for job in broken} == {"engine_error"}
+        assert len(rig.workers) <= 4
+    finally:
+        rig.close()
