@@ -1,0 +1,87 @@
+"""Who may enter: everything that can be refused is refused here, before a job exists and before a stream begins.
+
+A chat or completion needs a ready worker now. A job only needs to be rendered, so a model that was loaded once will do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from api.pool import ModelView, Pool
+from api.prompts import Prompts
+from tasks.catalog import Catalog, ModelEntry
+from tasks.errors import ErrorCode, QueueFull, Refused
+
+#: A refusal rests on knowledge at most this old.
+FRESH_S = 0.1
+
+_BARE_KEY = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,255}")
+_QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,255})"')
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A model that takes the request."""
+
+    entry: ModelEntry
+    view: ModelView
+    prompts: Prompts
+
+
+async def admit(catalog: Catalog, pool: Pool, model: str, *, waits: bool) -> Admitted:
+    """The model, if it takes a request now; `waits`: the job may wait for a worker. Raises `Refused` or `StoreDown`."""
+    entry = catalog.get(model)
+    if entry is None:
+        text = f"the model {model!r} does not exist; GET /v1/models lists those that do"
+        raise Refused(text, param="model", code=ErrorCode.MODEL_NOT_FOUND)
+    view = pool.models[model]
+    if not _takes(view, waits):
+        await pool.refresh(FRESH_S)
+    if not _takes(view, waits):
+        raise _reason(model, view)
+    if view.line.waiting >= entry.max_waiting:
+        await pool.refresh(FRESH_S)
+        if view.line.waiting >= entry.max_waiting:
+            raise queue_full(model, view)
+    assert view.prompts is not None
+    return Admitted(entry, view, view.prompts)
+
+
+def queue_full(model: str, view: ModelView) -> QueueFull:
+    """The refusal of a full line, with the time that the line will take."""
+    text = f"{view.line.waiting} jobs already wait for {model}: try again later"
+    return QueueFull(text, view.retry_after_s())
+
+
+def _takes(view: ModelView, waits: bool) -> bool:
+    return view.prompts is not None and (waits or bool(view.ready))
+
+
+def _reason(model: str, view: ModelView) -> Refused:
+    failed = [card for card in view.cards if card.state == "failed"]
+    if failed:
+        text = f"the model {model} failed to load: {failed[0].error}"
+        return Refused(text, param="model", code=ErrorCode.MODEL_FAILED_TO_LOAD)
+    states = {card.state for card in view.cards}
+    if "loading" in states:
+        text = f"the model {model} is loading: try again soon"
+    elif "draining" in states:
+        text = f"the workers of {model} are draining: try again soon"
+    elif "ready" in states:
+        text = f"the workers of {model} have not said yet how to render its prompts: try again soon"
+    else:
+        text = f"no worker serves {model} at the moment: try again soon"
+    return Refused(text, param="model", code=ErrorCode.NO_WORKER)
+
+
+def idempotency_key(header: str | None) -> str:
+    """The key of an Idempotency-Key header, quoted or bare; "" without one. Raises `Refused` for a malformed one."""
+    if header is None:
+        return ""
+    quoted = _QUOTED_KEY.fullmatch(header)
+    if quoted:
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    if _BARE_KEY.fullmatch(header):
+        return header
+    raise Refused("an Idempotency-Key has 1 to 255 printable characters, quoted or bare", param="Idempotency-Key")

@@ -1,0 +1,77 @@
+"""What this API process knows of the pool: who lives, how long the lines are, how to render for each model.
+
+Refreshed every second from Redis, so that a request costs no look-up. A refusal must not rest on stale knowledge:
+whoever is about to refuse refreshes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass, field
+
+from api.prompts import Prompts
+from tasks.catalog import Catalog
+from tasks.profile import WorkerCard
+from tasks.store import JobStore, Line
+
+
+@dataclass(slots=True)
+class ModelView:
+    """One model as the pool serves it now."""
+
+    prompts: Prompts | None = None
+    cards: list[WorkerCard] = field(default_factory=list)
+    line: Line = field(default_factory=lambda: Line(0, 0, None))
+
+    @property
+    def ready(self) -> list[WorkerCard]:
+        """The workers that take jobs."""
+        return [card for card in self.cards if card.state == "ready"]
+
+    @property
+    def is_ready(self) -> bool:
+        """True if a chat request would be accepted."""
+        return bool(self.prompts and self.ready)
+
+    def eta_s(self, position: int | None) -> float | None:
+        """When the job at this place in line begins, as far as anybody can tell."""
+        lanes = sum(card.lanes for card in self.ready)
+        if position is None or not lanes or self.line.lane_ms is None:
+            return None
+        return round(position / lanes * self.line.lane_ms / 1000, 1)
+
+    def retry_after_s(self) -> int:
+        """When a refused client should come back: when the whole line is through, within what clients accept."""
+        return min(120, max(1, math.ceil(self.eta_s(self.line.waiting + 1) or 1)))
+
+
+class Pool:
+    """All models of the catalog. `refresh` raises `StoreDown`; then the last view stays."""
+
+    def __init__(self, catalog: Catalog, store: JobStore) -> None:
+        self.models = {name: ModelView() for name in catalog.entries}
+        self.workers: list[WorkerCard] = []
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._refreshed = 0.0
+
+    async def refresh(self, newer_than_s: float = 0.0) -> None:
+        """Look again, unless somebody looked within the last `newer_than_s` seconds."""
+        async with self._lock:
+            if time.monotonic() - self._refreshed < newer_than_s:
+                return
+            self.workers = await self._store.workers()
+            for name, view in self.models.items():
+                view.cards = [card for card in self.workers if card.model == name]
+                view.line = await self._store.line(name)
+                await self._refresh_prompts(name, view)
+            self._refreshed = time.monotonic()
+
+    async def _refresh_prompts(self, name: str, view: ModelView) -> None:
+        profile = await self._store.profile(name, view.prompts.profile.digest if view.prompts else "")
+        if profile is None:
+            view.prompts = None
+        elif profile != "same":
+            view.prompts = await asyncio.to_thread(Prompts, profile)

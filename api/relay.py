@@ -1,0 +1,154 @@
+"""One Redis subscription per process, many readers: how a job's entries reach those who watch it.
+
+The log is the truth and the channel only the fast path. Promises: a reader gets exactly the entries of the log, in
+order, each once, whatever breaks between; or one of the errors of `api.reader`. A job is relayed to this process while
+it has a reader here; when the last one leaves, the job is told so, and then it may be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from api.reader import Reader
+from tasks.errors import StoreDown
+from tasks.events import EntryId, decode
+from tasks.keys import key
+from tasks.store import Attached, JobStore
+
+log = logging.getLogger("penstock.relay")
+
+#: The channel counts as dead after three silent periods of this length, with a ping after each.
+PING_S = 5.0
+RETRY_S = 0.2
+#: How long a request waits for the subscription before it is refused.
+SUBSCRIBED_S = 2.0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """A job that somebody here reads. The lock keeps attaching and detaching in order."""
+
+    readers: set[Reader] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Relay:
+    """Subscribes to this process's channel and hands each entry to the readers of its job."""
+
+    def __init__(self, store: JobStore, connect: Callable[[], redis.asyncio.Redis], api: str) -> None:
+        self.api = api
+        self._store = store
+        self._connect = connect
+        self._watches: dict[str, _Watch] = {}
+        self._subscribed = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Stay subscribed until cancelled; after every break all readers look into their logs."""
+        client = self._connect()
+        try:
+            while True:
+                try:
+                    await self._listen(client)
+                except (RedisError, OSError) as error:
+                    if self._subscribed.is_set():
+                        log.warning("the relay lost its subscription: %s", error)
+                self._subscribed.clear()
+                await asyncio.sleep(RETRY_S)
+        finally:
+            await client.aclose()
+
+    async def subscribed(self) -> None:
+        """Returns once Redis has confirmed the subscription. Raises `StoreDown` if that takes too long."""
+        try:
+            async with asyncio.timeout(SUBSCRIBED_S):
+                await self._subscribed.wait()
+        except TimeoutError:
+            raise StoreDown("Redis: the relay is not subscribed") from None
+
+    def open(self, job_id: str, model: str, after: EntryId) -> Reader:
+        """A reader of the entries that follow `after`. Whoever opens one must `leave` it."""
+        reader = Reader(job_id, model, after, self._store, self._attach)
+        self._watches.setdefault(job_id, _Watch()).readers.add(reader)
+        return reader
+
+    def leave(self, reader: Reader, grace_s: float) -> None:
+        """Let go of a reader. If it was the job's last one here, the job hears of it; this never waits or fails."""
+        watch = self._watches.get(reader.job_id)
+        if watch is None or reader not in watch.readers:
+            return
+        watch.readers.discard(reader)
+        if not watch.readers:
+            task = asyncio.create_task(self._detach(reader.job_id, watch, grace_s))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait for jobs that are being let go of."""
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=timeout_s)
+        for task in list(self._leaving):
+            task.cancel()
+
+    async def _attach(self, job_id: str) -> Attached | None:
+        """Finished even if the reader is cancelled: an attach under way must not overtake the detach that follows."""
+        return await asyncio.shield(asyncio.create_task(self._attach_locked(job_id)))
+
+    async def _attach_locked(self, job_id: str) -> Attached | None:
+        watch = self._watches.setdefault(job_id, _Watch())
+        async with watch.lock:
+            return await self._store.attach(job_id, self.api)
+
+    async def _detach(self, job_id: str, watch: _Watch, grace_s: float) -> None:
+        """Repeated until Redis answers: a job that is watched by nobody must not run on unseen."""
+        while True:
+            async with watch.lock:
+                if watch.readers:
+                    return
+                with suppress(StoreDown):
+                    await self._store.detach(job_id, self.api, grace_s)
+                    if not watch.readers and self._watches.get(job_id) is watch:
+                        del self._watches[job_id]
+                    return
+            await asyncio.sleep(1)
+
+    async def _listen(self, client: redis.asyncio.Redis) -> None:
+        """Until the connection breaks."""
+        async with client.pubsub() as channel:
+            await channel.subscribe(key("relay", self.api))
+            silent = 0
+            while silent < 3:
+                message = await channel.get_message(timeout=PING_S)
+                if message is None:
+                    silent += 1
+                    await channel.ping()
+                    continue
+                silent = 0
+                if message["type"] == "subscribe":
+                    self._resync()
+                elif message["type"] == "message":
+                    self._deliver(message["data"])
+        raise redis.ConnectionError("the relay's channel is silent")
+
+    def _resync(self) -> None:
+        self._subscribed.set()
+        for watch in self._watches.values():
+            for reader in watch.readers:
+                reader.resync()
+
+    def _deliver(self, data: str) -> None:
+        for job_id, rows in json.loads(data):
+            watch = self._watches.get(job_id)
+            if watch is None:
+                continue
+            items = [(EntryId.parse(entry_id), decode(entry)) for entry_id, entry in rows]
+            for reader in watch.readers:
+                reader.push(items)

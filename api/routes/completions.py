@@ -1,0 +1,35 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Header, Request
+from fastapi.responses import Response
+
+from api import streams
+from api.admission import admit, idempotency_key
+from api.deps import PartsDep, RequestIdDep
+from api.intake import body_hash, completion_spec
+from api.schemas import CompletionRequest
+
+router = APIRouter(tags=["completions"])
+
+
+@router.post("/v1/completions")
+async def create(
+    request: Request,
+    body: Annotated[CompletionRequest, Body()],
+    parts: PartsDep,
+    request_id: RequestIdDep,
+    idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """Continue a text, in one piece or as a stream."""
+    key = idempotency_key(idempotency)
+    admitted = await admit(parts.catalog, parts.pool, body.model, waits=False)
+    spec = await completion_spec(body, admitted, parts.settings, request_id)
+    watched = await streams.submit_watched(parts, spec, admitted, key, body_hash("completion", body))
+    stopwatch = parts.metrics.watch(watched.spec)
+    if body.stream:
+        return streams.stream(parts, watched, streams.chunks_of(watched), stopwatch)
+    return await streams.whole(parts, watched, request, stopwatch)

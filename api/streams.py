@@ -1,0 +1,205 @@
+"""The way of a generation through the API: submit and watch, then stream it or wait for it.
+
+The reader exists before the job does, so that no entry can be missed, and it is let go of however the request ends: a
+client that goes away cancels its job, unless the job is stored, has an idempotency key, or the server itself stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from api.admission import Admitted, queue_full
+from api.chunks import ChatChunks, CompletionChunks, Frames
+from api.deps import Parts
+from api.errors import response_of
+from api.metrics import Stopwatch
+from api.reader import Reader
+from api.render import answer_object, failure, fold
+from api.sse import EventStream, Narrator
+from tasks.errors import ErrorCode, PenstockError, QueueFull, UnknownJob
+from tasks.events import START, End, Entry, EntryId
+from tasks.jobs import JobSpec, JobState
+
+#: For logs only: the client has gone.
+CLIENT_CLOSED = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A job with a reader of ours. `grace_s`: how long it may run on when nobody watches it any more.
+
+    `complete`: the client already has the terminal entry.
+    """
+
+    spec: JobSpec
+    created: int
+    reader: Reader
+    grace_s: float
+    complete: bool = False
+
+
+async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: str, body_hash: str) -> Watched:
+    """Put a job in line and read it from its first entry on; or, by its idempotency key, an earlier one."""
+    await parts.relay.subscribed()
+    reader = parts.relay.open(spec.id, spec.model, START)
+    try:
+        submitted = await parts.store.submit(
+            spec, limit=admitted.entry.max_waiting, api=parts.relay.api, idempotency_key=key, body_hash=body_hash
+        )
+    except QueueFull:
+        parts.relay.leave(reader, 0)
+        raise queue_full(spec.model, admitted.view) from None
+    except BaseException:
+        parts.relay.leave(reader, 0)  # it may have been submitted even so: an answer can be lost on its way back
+        raise
+    if submitted.existing:
+        parts.relay.leave(reader, 0)
+        return await watch(parts, submitted.id, START)
+    reader.position = submitted.position
+    return Watched(spec, submitted.created_ms // 1000, reader, parts.settings.orphan_s if key else 0.0)
+
+
+async def watch(parts: Parts, job_id: str, after: EntryId) -> Watched:
+    """Read a job that exists. Raises `UnknownJob`, or `PenstockError` for an `after` that was never given out."""
+    found = await parts.store.get(job_id)
+    if found is None:
+        raise UnknownJob(f"there is no job {job_id}: never given out, or not kept any more")
+    job, position = found
+    await parts.relay.subscribed()
+    reader = parts.relay.open(job_id, job.spec.model, after)
+    complete = False
+    try:
+        attached = await reader.attach()
+        if after != START:
+            ended = attached is not None and attached.state.terminal
+            complete = isinstance(await _entry_at(parts, job_id, after, ended), End)
+    except BaseException:
+        parts.relay.leave(reader, parts.settings.orphan_s)
+        raise
+    reader.position = position
+    return Watched(job.spec, job.created // 1000, reader, parts.settings.orphan_s, complete)
+
+
+async def _entry_at(parts: Parts, job_id: str, after: EntryId, ended: bool) -> Entry:
+    """The entry that a client says it has. Raises if it was never given out, or is not kept any more."""
+    page = await parts.store.read(job_id, after, 1)
+    if page and page[0][0] == after:
+        return page[0][1]
+    if ended and not await parts.store.read(job_id, START, 1):
+        raise PenstockError("the job ended, and its events are not kept any more", code=ErrorCode.EVENTS_EXPIRED)
+    text = f"the event id {after} was never given out for this job"
+    raise PenstockError(text, param="Last-Event-ID", code=ErrorCode.UNKNOWN_EVENT_ID)
+
+
+class _Counted:
+    """A renderer that shows every entry to the metrics."""
+
+    def __init__(self, frames: Frames, stopwatch: Stopwatch) -> None:
+        self._frames = frames
+        self._stopwatch = stopwatch
+
+    def frames(self, at: EntryId, entry: Entry) -> bytes:
+        """As the renderer inside."""
+        self._stopwatch.see(entry)
+        return self._frames.frames(at, entry)
+
+    def error(self, error: PenstockError) -> bytes:
+        """As the renderer inside."""
+        return self._frames.error(error)
+
+    def close(self) -> bytes:
+        """As the renderer inside."""
+        return self._frames.close()
+
+
+def chunks_of(watched: Watched, resumed: bool = False) -> Frames:
+    """The renderer of a job's own shape."""
+    if watched.spec.kind == "chat":
+        return ChatChunks(watched.spec, watched.created, resumed)
+    return CompletionChunks(watched.spec, watched.created)
+
+
+def stream(
+    parts: Parts, watched: Watched, render: Frames, stopwatch: Stopwatch | None = None, rewinds: bool = False
+) -> EventStream:
+    """The job as server-sent events."""
+    eta = parts.pool.models[watched.spec.model].eta_s if watched.spec.model in parts.pool.models else _no_eta
+    frames = _Counted(render, stopwatch) if stopwatch else render
+    narrator = Narrator(watched.reader, frames, eta, parts.settings.keepalive_s, parts.closing, rewinds)
+    return EventStream(narrator.frames(), lambda: leave(parts, watched), job_headers(parts, watched))
+
+
+def _no_eta(position: int | None) -> float | None:
+    return None
+
+
+async def whole(parts: Parts, watched: Watched, request: Request, stopwatch: Stopwatch) -> Response:
+    """The job's answer in one piece, once it has ended; a client that leaves before lets go of it."""
+    headers = job_headers(parts, watched)
+    reading = asyncio.create_task(_read_to_end(watched.reader, stopwatch))
+    others = [asyncio.create_task(_disconnected(request)), asyncio.create_task(parts.closing.wait())]
+    try:
+        await asyncio.wait([reading, *others], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            if others[0].done():
+                return Response(status_code=CLIENT_CLOSED)
+            error = PenstockError("the server is shutting down: try again", code=ErrorCode.SERVER_SHUTDOWN)
+            return response_of(error, headers)
+        return _answer(watched, reading.result(), headers)
+    except PenstockError as error:
+        return response_of(error, headers)
+    finally:
+        for task in (reading, *others):
+            task.cancel()
+        await asyncio.gather(reading, *others, return_exceptions=True)
+        leave(parts, watched)
+
+
+def _answer(watched: Watched, entries: list[Entry], headers: dict[str, str]) -> Response:
+    answer = fold(watched.spec, entries)
+    assert answer.end is not None
+    if answer.end.state != JobState.SUCCEEDED:
+        raise failure(answer.end.code, answer.end.message, answer.end.state)
+    return JSONResponse(answer_object(watched.spec, watched.created, answer), headers=headers)
+
+
+async def _read_to_end(reader: Reader, stopwatch: Stopwatch) -> list[Entry]:
+    entries: list[Entry] = []
+    while not (entries and isinstance(entries[-1], End)):
+        for _, entry in await reader.next(2.0):
+            stopwatch.see(entry)
+            entries.append(entry)
+    return entries
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def leave(parts: Parts, watched: Watched) -> None:
+    """A stop of the server is not the client's wish: then the job may be taken up again for a while."""
+    grace_s = parts.settings.orphan_s if parts.closing.is_set() else watched.grace_s
+    parts.relay.leave(watched.reader, grace_s)
+
+
+def job_headers(parts: Parts, watched: Watched) -> dict[str, str]:
+    """The job's id, and its place in line if it has one."""
+    return queue_headers(parts, watched.spec, watched.reader.position)
+
+
+def queue_headers(parts: Parts, spec: JobSpec, position: int | None) -> dict[str, str]:
+    """As `job_headers`, for a job without a reader."""
+    headers: dict[str, Any] = {"x-penstock-job-id": spec.id}
+    if position is not None:
+        headers["x-penstock-queue-position"] = position
+        view = parts.pool.models.get(spec.model)
+        eta_s = view.eta_s(position) if view else None
+        if eta_s is not None:
+            headers["x-penstock-eta-s"] = eta_s
+    return {name: str(value) for name, value in headers.items()}

@@ -1,0 +1,76 @@
+"""What requests may not hold: unsupported fields that ask for something, tools, and text that is none."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tasks.errors import ErrorCode, Refused
+
+#: Fields of OpenAI's that we do not support, and the values that ask for nothing. null is always one.
+UNSUPPORTED_CHAT: Final[dict[str, tuple[Any, ...]]] = {
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+UNSUPPORTED_COMPLETION: Final[dict[str, tuple[Any, ...]]] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+UNSUPPORTED_MESSAGE: Final[dict[str, tuple[Any, ...]]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "reasoning_content": (),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+UNSUPPORTED_JOB: Final[dict[str, tuple[Any, ...]]] = {"webhook": ()}
+
+
+def drop_neutral(data: Any, table: dict[str, tuple[Any, ...]], at: str = "") -> Any:
+    """Without the unsupported fields that ask for nothing; raises for one that asks."""
+    if not isinstance(data, dict):
+        return data
+    for name in data.keys() & table.keys():
+        value = data[name]
+        if value is not None and not any(type(value) is type(neutral) and value == neutral for neutral in table[name]):
+            param = at + name
+            raise Refused(f"{param} is not supported", param=param, code=ErrorCode.UNSUPPORTED_PARAMETER)
+    return {name: value for name, value in data.items() if name not in table}
+
+
+def check_unicode(data: Any, at: str = "") -> None:
+    """JSON can spell half of a character (\\ud800), which is no text: nothing behind this could write it down."""
+    if isinstance(data, str):
+        try:
+            data.encode()
+        except UnicodeEncodeError as error:
+            text = f"{at}: half of a surrogate pair at position {error.start}" if at else "half of a surrogate pair"
+            raise Refused(text, param=at or None) from None
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            check_unicode(name, at)
+            check_unicode(value, f"{at}.{name}" if at else name)
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            check_unicode(value, f"{at}[{i}]")
+
+
+def refuse_tools(rows: list[Any]) -> None:
+    """A result of a tool answers a call that no model here can have made."""
+    for i, row in enumerate(rows):
+        if isinstance(row, dict) and row.get("role") in ("tool", "function"):
+            text = f"messages[{i}].role: tools are not supported, so a {row['role']} message has no place"
+            raise Refused(text, param=f"messages[{i}].role", code=ErrorCode.UNSUPPORTED_PARAMETER)
