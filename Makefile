@@ -1,0 +1,73 @@
+# `make up` runs Penstock, `make test` checks it. Both need Python 3.11 or newer, make and a C library; nothing else.
+# PIP_ARGS goes to every install: a wheel index of your own, or PyTorch's CPU wheels on a machine without a GPU.
+
+PYTHON   ?= python3
+VENV     ?= .venv
+PIP_ARGS ?=
+ARGS     ?=
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+INPUTS  := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help up install test check fix pytest test-compose browser clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(VENV)/.run ## install into .venv if needed, then run everything; Ctrl-C drains (ARGS='--port 9000')
+	@exec $(BIN)/penstock up $(ARGS)
+
+install: $(VENV)/.run ## install into .venv what `make up` needs
+
+test: $(VENV)/.test browser check pytest ## install what is needed, then run every check and every test
+
+check: $(VENV)/.test ## lint, formatting, types and the dependency rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.test ## mend what the linter and the formatter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
+	$(BIN)/python -m pytest $(ARGS)
+
+test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
+	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -v --timeout 2400 $(ARGS)
+
+# Tests that drive a browser skip themselves without one. In CI (CI=true) that would hide them, so it is an error.
+browser: ## install chromium for the browser tests, where there are any and it is missing (needs root and apt-get)
+	@grep -rqs playwright tests || exit 0; \
+	for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null 2>&1 && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "installing chromium"; \
+	  { apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >/dev/null && exit 0; \
+	fi; \
+	echo "no chromium: the browser tests are skipped (install it, or run as root on Debian or Ubuntu)"; \
+	[ "$${CI:-}" != true ]
+
+clean: ## remove .venv, caches and build output; the data directory .penstock stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Penstock needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; \
+	  exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps make the second run instant; a change of what is needed installs again.
+$(VENV)/.run: $(INPUTS) | $(BIN)/python
+	@echo "installing Penstock into $(VENV) (minutes at the first time)"
+	@$(INSTALL) -e '.[api,worker,flower]'
+	@touch $@
+
+$(VENV)/.test: $(INPUTS) | $(BIN)/python
+	@echo "installing Penstock and its test tools into $(VENV) (minutes at the first time)"
+	@$(INSTALL) -e '.[api,worker,flower,dev]'
+	@touch $(VENV)/.run $@
