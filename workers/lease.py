@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from tasks.errors import StoreDown
@@ -18,7 +19,7 @@ from workers.attempt import Attempt
 
 log = logging.getLogger(__name__)
 
-LONGEST_TICK_S = 1.0
+WATCH_S = 0.5  # how often the engine's step is looked at, at least
 
 
 class LeaseKeeper:
@@ -37,8 +38,8 @@ class LeaseKeeper:
         self._step_age = step_age
         self._on_hang = on_hang
         self._step_timeout_s = settings.step_timeout_s
-        self._tick_s = min(settings.lease_s / 3, LONGEST_TICK_S * 5)
-        self._watch_s = min(self._tick_s, settings.step_timeout_s / 4, LONGEST_TICK_S)
+        self._renew_s = settings.lease_s / 3
+        self._watch_s = min(self._renew_s, settings.step_timeout_s / 4, WATCH_S)
         self._held: dict[Attempt, None] = {}
         self._released = False
         self._lock = threading.Lock()
@@ -69,15 +70,14 @@ class LeaseKeeper:
 
     def run(self) -> None:
         """The thread's body."""
-        waited = 0.0
-        while not self._closed.wait(self._watch_s):
+        due = time.monotonic() + self._renew_s
+        while not self._closed.wait(min(self._watch_s, max(0.0, due - time.monotonic()))):
             age = self._step_age()
             if age > self._step_timeout_s:
                 self._on_hang(age)
                 return
-            waited += self._watch_s
-            if waited >= self._tick_s:
-                waited = 0.0
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._renew_s
                 self._renew()
 
     def close(self) -> None:

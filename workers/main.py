@@ -125,6 +125,12 @@ def drain(**_: Any) -> None:
     runtime.begin_drain()
 
 
+def end_process(sender: Any, **_: Any) -> None:
+    """Everything is handed over and closed. Tearing down the interpreter with a model in it takes seconds more, and can
+    crash under threads that wait."""
+    leave(sender.exitcode or 0)
+
+
 def set_up_logging(**_: Any) -> None:
     """To stderr, at PENSTOCK_LOG_LEVEL. Jobs are named by id, never by content; tickets are not worth two lines."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -138,4 +144,5 @@ celery_signals: Any = signals
 celery_signals.celeryd_init.connect(name_worker, weak=False)
 celery_signals.worker_init.connect(leave_neighbours_alone, weak=False)
 celery_signals.worker_shutting_down.connect(drain, weak=False)
+celery_signals.worker_shutdown.connect(end_process, weak=False)
 celery_signals.setup_logging.connect(set_up_logging, weak=False)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import queue
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ EXIT_ENGINE_DEAD = 4
 EXIT_HUNG = 5
 EXIT_BUG = 6
 
+CONNECTIONS = 16  # lanes need one only while they claim and read
 STEP_GRACE_S = 2.0  # how long a drain waits for the step that runs
 FLUSH_S = 1.0
 
@@ -62,20 +64,21 @@ class WorkerRuntime:
         self._started = time.time()
         self._pace = Pace()
         lanes = entry.max_num_seqs
-        self._ledger = JobLedger(connect(redis_url(settings), "worker", lanes + 8), settings)
+        self._ledger = JobLedger(connect(redis_url(settings), "worker", CONNECTIONS), settings)
         self._loop = EngineLoop(self._build_engine)
         self._admission = Admission(lanes)
         self._publisher = Publisher(self._ledger, self._loop, self._admission.wake)
         self._keeper = LeaseKeeper(self._ledger, settings, self._publisher.obey, self._loop.step_age, self._hung)
         self._heartbeat = Heartbeat(self._ledger, self.card)
-        self._drain_wanted = threading.Event()
+        # Not an Event: its lock could be held by the very code that a signal interrupts.
+        self._drain_wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._drained = threading.Event()
         self.lanes = Lanes(self._ledger, self._admission, self._keeper, self._loop, entry.name, name)
 
     def start(self, check: Callable[[], None]) -> None:
         """Load the model and be ready. `check` is called while it loads, and raises to give up."""
         self._spawn("heartbeat", self._heartbeat.run)
-        self._spawn("engine", self._run_engine)
+        self._engine_thread = self._spawn("engine", self._run_engine)
         while not self._loop.loaded.wait(0.2):
             check()
         engine = self._loop.engine
@@ -91,13 +94,14 @@ class WorkerRuntime:
 
     def begin_drain(self) -> None:
         """Give the jobs back and stop; returns at once. Safe in a signal's callback."""
-        self._drain_wanted.set()
+        self._drain_wanted.put(None)
 
     def stop(self) -> None:
         """Drain, if that has not begun, and wait for it."""
         self.begin_drain()
         if self._state != "loading":
             self._drained.wait(self._settings.step_timeout_s)
+            self._engine_thread.join(STEP_GRACE_S)  # closing the engine while the interpreter ends can crash it
 
     def card(self) -> WorkerCard:
         """How the worker looks at this moment."""
@@ -123,7 +127,7 @@ class WorkerRuntime:
         )
 
     def _drain(self) -> None:
-        self._drain_wanted.wait()
+        self._drain_wanted.get()
         self._state = "draining"
         self._admission.close()
         try:
@@ -186,7 +190,7 @@ class WorkerRuntime:
             self._device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
         return self._device
 
-    def _spawn(self, name: str, body: Callable[[], None]) -> None:
+    def _spawn(self, name: str, body: Callable[[], None]) -> threading.Thread:
         def run() -> None:
             try:
                 body()
@@ -194,7 +198,9 @@ class WorkerRuntime:
                 log.critical("the %s thread failed: the process ends", name, exc_info=True)
                 leave(EXIT_BUG)
 
-        threading.Thread(target=run, name=name, daemon=True).start()
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
 
 
 class Pace:
@@ -213,7 +219,8 @@ class Pace:
 
 
 def leave(code: int) -> None:
-    """End the process at once: no clean-up can be trusted any more."""
+    """End the process at once, with what was logged but without any other clean-up."""
     logging.shutdown()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -19,6 +19,22 @@ DEMO = Path(__file__).parents[2] / "models" / "demo"
 NAMES = ["fake", "transformers", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
 
 
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "seeded": {"temperature": 1.0, "seed": 3},
+    "cut": {"temperature": 0.9, "seed": 4, "top_p": 0.9, "top_k": 50, "min_p": 0.01},
+    "penalised": {
+        "temperature": 0.8,
+        "seed": 5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.4,
+        "repetition_penalty": 1.2,
+        "logit_bias": {5: 2.0},
+        "logprobs": 3,
+    },
+}
+
+
 @dataclass
 class Rig:
     """An engine and what tests need around it. `text(n)` is the n-th prompt; every prompt has a long answer."""

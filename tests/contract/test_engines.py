@@ -1,45 +1,14 @@
-"""What `workers.engine.base` promises, of every engine."""
+"""What `workers.engine.base` promises of every engine: answers, endings, refusals, cancelling and places."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.contract.engines import NAMES, Rig, fail_once, make, outcome, poison, text_of, tiny_engine, tokens_of
-from workers.engine.base import EngineDead, InvalidRequest
-
-SAMPLINGS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "seeded": {"temperature": 1.0, "seed": 3},
-    "cut": {"temperature": 0.9, "seed": 4, "top_p": 0.9, "top_k": 50, "min_p": 0.01},
-    "penalised": {
-        "temperature": 0.8,
-        "seed": 5,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.4,
-        "repetition_penalty": 1.2,
-        "logit_bias": {5: 2.0},
-        "logprobs": 3,
-    },
-}
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    rig = make(request.param)
-    yield rig
-    rig.engine.close()
-
-
-@pytest.fixture(params=NAMES)
-def fresh(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """For tests that break the engine."""
-    rig = make(request.param)
-    yield rig
-    rig.engine.close()
+from tests.contract.engines import Rig, outcome, text_of, tokens_of
+from workers.engine.base import InvalidRequest
 
 
 def test_an_answer_ends_at_max_tokens(rig: Rig) -> None:
@@ -73,34 +42,6 @@ def test_an_end_token_ends_an_answer_and_has_no_text(rig: Rig) -> None:
     assert (event.index, event.tokens, event.text, event.finish) == (4, (), rig.tokenizer.decode(done), "stop")
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_resuming_at_every_token_changes_nothing(rig: Rig, sampling: dict[str, Any]) -> None:
-    whole = rig.run(rig.request("a", **sampling))["a"]
-    tokens, text, finish = outcome(whole)
-    again = []
-    for cut in range(len(whole)):
-        head = whole[:cut]
-        done, emitted = tokens_of(head), len(text_of(head))
-        again.append(rig.request(f"cut {cut}", done=done, emitted=emitted, **sampling))
-    for request, events in zip(again, rig.run(*again).values(), strict=True):
-        rest = outcome(events)
-        assert [*request.done, *rest[0]] == tokens
-        assert text[: request.emitted] + rest[1] == text
-        assert rest[2] == finish
-        assert [bool(event.logprobs) for event in events] == ["logprobs" in sampling] * len(events)
-
-
-def test_resuming_with_a_stop_string_ahead_changes_nothing(rig: Rig) -> None:
-    text = text_of(rig.run(rig.request("a"))["a"])
-    stop = (text[len(text) // 2 :][:3],)
-    whole = rig.run(rig.request("a", stop=stop))["a"]
-    for cut in range(len(whole)):
-        head, done = whole[:cut], tokens_of(whole[:cut])
-        rest = rig.run(rig.request("a", stop=stop, done=done, emitted=len(text_of(head))))["a"]
-        assert (done + tokens_of(rest), text_of(head) + text_of(rest)) == outcome(whole)[:2]
-        assert rest[-1].finish == "stop"
-
-
 def test_an_answer_that_has_ended_already_finishes_without_a_forward(rig: Rig) -> None:
     whole = rig.run(rig.request("a"))["a"]
     steps = rig.engine.load().steps
@@ -109,17 +50,6 @@ def test_an_answer_that_has_ended_already_finishes_without_a_forward(rig: Rig) -
     by_stop = rig.run(rig.request("a", done=tokens_of(whole), emitted=0, stop=(text_of(whole)[1:3],)))["a"]
     assert [(event.text, event.finish) for event in by_stop] == [(text_of(whole)[:1], "stop")]
     assert rig.engine.load().steps == steps
-
-
-def test_a_seeded_answer_does_not_depend_on_its_neighbours(rig: Rig) -> None:
-    requests = [
-        rig.request(f"{name} {number}", number, **{**sampling, "seed": number})
-        for number in range(5)
-        for name, sampling in SAMPLINGS.items()
-    ]
-    together = rig.run(*requests)
-    for request in requests:
-        assert outcome(rig.run(request)[request.rid]) == outcome(together[request.rid])
 
 
 def test_choices_of_a_request_differ(rig: Rig) -> None:
@@ -239,51 +169,6 @@ def test_more_requests_than_places_wait_their_turn(rig: Rig) -> None:
     assert (load.running, load.waiting, load.kv_used) == (0, 0, 0.0)
 
 
-def test_after_a_failing_step_every_answer_goes_on(fresh: Rig) -> None:
-    requests = [fresh.request(f"{at}", at, **sampling) for at, sampling in enumerate(SAMPLINGS.values())]
-    whole = fresh.run(*requests)
-    for request in requests:
-        fresh.engine.submit(request)
-    events = [event for _ in range(5) for event in fresh.engine.step()]
-    fail_once(fresh, MemoryError("made to fail"))
-    with pytest.raises(MemoryError):
-        fresh.engine.step()
-    fresh.engine.recover()
-    while fresh.engine.has_work():
-        events += fresh.engine.step()
-    for request in requests:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])
-
-
-def test_a_sequence_that_always_fails_ends_with_an_error_and_the_others_go_on(fresh: Rig) -> None:
-    good = [fresh.request(f"{at}", at) for at in range(3)]
-    whole = fresh.run(*good)
-    prompt = fresh.tokenizer.encode(poison(fresh, "bad")).ids
-    for request in (good[0], fresh.request("bad", prompt=prompt), *good[1:]):
-        fresh.engine.submit(request)
-    events = []
-    while fresh.engine.has_work():
-        try:
-            events += fresh.engine.step()
-        except RuntimeError:
-            fresh.engine.recover()
-    for request in good:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])
-    (last,) = [event for event in events if event.rid == "bad" and event.finish]
-    assert (last.finish, last.code) == ("error", "engine_error")
-    assert "fail" in (last.error or "")
-    assert outcome(fresh.run(good[0])["0"]) == outcome(whole["0"])
-
-
-def test_a_lost_device_ends_the_engine(fresh: Rig) -> None:
-    fresh.engine.submit(fresh.request("a"))
-    fail_once(fresh, RuntimeError("CUDA error: device-side assert triggered"))
-    with pytest.raises(RuntimeError, match="CUDA"):
-        fresh.engine.step()
-    with pytest.raises(EngineDead, match="device-side assert"):
-        fresh.engine.recover()
-
-
 def test_closing_twice_is_fine(fresh: Rig) -> None:
     fresh.engine.submit(fresh.request("a"))
     fresh.engine.step()
@@ -291,25 +176,3 @@ def test_closing_twice_is_fine(fresh: Rig) -> None:
     fresh.engine.close()
     assert not fresh.engine.has_work()
     assert fresh.engine.step() == []
-
-
-def test_a_prompt_longer_than_a_forward_is_read_in_parts() -> None:
-    prompt = [at * 7 % 256 for at in range(200)]
-    whole, parts = (Rig("transformers", tiny_engine(max_batch_tokens=size), str) for size in (512, 32))
-    request = whole.request("a", prompt=prompt)
-    expected = outcome(whole.run(request)["a"])
-    parts.engine.submit(request)
-    assert [parts.engine.step() for _ in range(6)] == [[]] * 6
-    assert outcome(parts.drain(request)["a"]) == expected
-
-
-def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
-    small, large = (Rig("transformers", tiny_engine(kv_tokens=size), str) for size in (160, 4096))
-    assert small.engine.profile.max_model_len == 160
-    requests = [
-        small.request(f"{at}", prompt=[at, *range(40, 90)], max_tokens=60, temperature=at % 2, seed=at)
-        for at in range(8)
-    ]
-    expected = large.run(*requests)
-    for rid, events in small.run(*requests).items():
-        assert outcome(events) == outcome(expected[rid])

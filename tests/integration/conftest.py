@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.api_server import ApiLine, api_line
 from tests.integration.protocol_rig import Rig
 
 
@@ -28,3 +29,10 @@ def rigs(redis_url: str) -> Iterator[Callable[..., Rig]]:
 def rig(rigs: Callable[..., Rig]) -> Rig:
     """An empty Redis with one API process and one worker process, all settings at their defaults."""
     return rigs()
+
+
+@pytest.fixture
+def line(redis_url: str) -> Iterator[ApiLine]:
+    """A running API with a scripted worker, on an empty Redis; it is never silent for long."""
+    with api_line(redis_url, keepalive_s=0.4) as made:
+        yield made

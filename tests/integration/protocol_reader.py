@@ -54,6 +54,13 @@ class Reader:
         else:
             self.poll()
 
+    def check(self) -> None:
+        """What the client got is a prefix of the log, as long as the log still has its last entry."""
+        assert [name.seq for name, _ in self.seen] == list(range(1, len(self.seen) + 1))
+        log = self._rig.log(self.job)
+        if self.last in [name for name, _ in log]:
+            assert self.seen == log[: len(self.seen)]
+
     def _emit(self, name: EntryId, entry: dict[str, Any]) -> None:
         self.seen.append((name, entry))
         if entry["k"] == "end":

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 import redis
 
 from tasks.connections import connect, connect_async
-from tasks.events import ChoiceEnd, Delta, End, Entry, EntryId, encode
+from tasks.events import EntryId
 from tasks.jobs import JobSpec, new_id
 from tasks.keys import FAMILIES, PERMANENT, PREFIX, SINGLES, key, queue_of, single
-from tasks.ledger import Answer, Claim, JobLedger, Write
+from tasks.ledger import Claim, JobLedger
 from tasks.sampling import Sampling
 from tasks.settings import Settings
 from tasks.store import JobStore, Submitted
+from tests.integration.protocol_attempt import Attempt
 
 MODEL = "demo"
 Snapshot = dict[str, tuple[bytes, int]]
@@ -232,66 +233,15 @@ class Rig:
         while self.now() <= end:
             assert time.monotonic() < patience, "a fence ran far ahead of the clock"
 
+    def until(self, met: Callable[[], bool], patience_s: float = 20) -> None:
+        """Wait for something that another thread does."""
+        end = time.monotonic() + patience_s
+        while not met():
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.01)
+
     def endless(self) -> set[str]:
         """Keys of ours without a TTL that are not documented as permanent, tickets left aside."""
         permanent = tuple(SINGLES.get(name) or FAMILIES[name] for name in PERMANENT)
         names = cast(list[str], self.redis.keys(PREFIX + "*"))
         return {name for name in names if not name.startswith(permanent) and self.redis.ttl(name) == -1}
-
-
-class Attempt:
-    """A worker's side of one attempt: it keeps every entry that it made and sends what is not there yet."""
-
-    def __init__(self, rig: Rig, claim: Claim) -> None:
-        self._ledger = rig.ledger
-        self.claim = claim
-        self.job, self.fence = claim.spec.id, claim.fence
-        self.index = sum(len(entry.get("t", ())) for _, entry in rig.log(self.job))
-        self.tail: list[tuple[str, int]] = []
-        self.sent = 0
-        self.end = ""
-
-    @property
-    def seq(self) -> int:
-        """The seq of the last entry made."""
-        return self.claim.seq + len(self.tail)
-
-    def make(self, tokens: int = 1, end: str = "", *, choice_end: bool = False) -> Attempt:
-        """Entries of one engine step: one delta per token, perhaps the end of a choice, perhaps the end."""
-        assert not self.end
-        indexes = range(self.index, self.index + tokens)
-        made: list[Entry] = [Delta(0, i, (i,), f"{self.fence}:{i} ") for i in indexes]  # tells texts of two owners apart
-        self.index += tokens
-        if choice_end:
-            made.append(ChoiceEnd(0, "stop"))
-        if end:
-            made.append(End(end, self.index, 0, "stop" if end == "succeeded" else None))
-            self.end = end
-        self.tail += [(encode(entry), int(isinstance(entry, Delta))) for entry in made]
-        return self
-
-    def write(self, skip: int | None = None) -> Write:
-        """What a step would send: all that follows the first `skip` entries (default: those known to be logged)."""
-        skip = self.sent if skip is None else skip
-        return Write(self.job, self.fence, self.claim.seq + 1 + skip, self.tail[skip:], self.end)
-
-    def send(self) -> str:
-        """One step; the verdict. Behind: the next one sends again what the log lost."""
-        answer = self.ask(self.write())
-        if answer.verdict == "behind":
-            self.sent = answer.seq - self.claim.seq
-        elif answer.verdict != "fenced":
-            self.sent = len(self.tail)
-        return answer.verdict
-
-    def ask(self, write: Write) -> Answer:
-        """One step of one write."""
-        return self._ledger.step([write])[0]
-
-    def renew(self) -> Answer:
-        """One renewal."""
-        return self._ledger.renew([(self.job, self.fence, self.claim.seq + self.sent)])[0]
-
-    def release(self) -> bool:
-        """Give the job back."""
-        return self._ledger.release(self.job, self.fence)

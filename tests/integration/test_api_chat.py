@@ -3,63 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import openai
 import pytest
-import redis
 
-from tests.api_server import MODEL, ScriptedWorker, serve, settings_of
-from tests.processes import wait_until
-
-HELLO: Any = [{"role": "user", "content": "hello"}]
+from tests.api_server import HELLO, MODEL, ApiLine, chat_body
 
 
-@dataclass
-class Line:
-    """One running API with a scripted worker behind it."""
-
-    url: str
-    redis_url: str
-    worker: ScriptedWorker
-    sdk: openai.OpenAI
-    http: httpx.Client
-
-    def later(self, *texts: str, finish: str = "stop") -> threading.Thread:
-        """Answer the next job, in the background."""
-
-        def answer() -> None:
-            attempt = self.worker.claim()
-            attempt.say(*texts)
-            attempt.end(finish)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        return thread
-
-    def keys(self, pattern: str) -> list[str]:
-        with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
-            return sorted(client.scan_iter(pattern))
-
-
-@pytest.fixture
-def line(redis_url: str) -> Iterator[Line]:
-    worker = ScriptedWorker(redis_url).appear()
-    settings = settings_of(redis_url, keepalive_s=0.4)
-    with (
-        serve(settings) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as sdk,
-        httpx.Client(base_url=url, timeout=20) as http,
-    ):
-        yield Line(url, redis_url, worker, sdk, http)
-    worker.close()
-
-
-def test_the_sdk_streams(line: Line) -> None:
+def test_the_sdk_streams(line: ApiLine) -> None:
     answering = line.later("Hel", "", "lo ", "🌊")
     stream = line.sdk.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
@@ -76,7 +29,7 @@ def test_the_sdk_streams(line: Line) -> None:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_the_sdk_gets_a_whole_answer(line: Line) -> None:
+def test_the_sdk_gets_a_whole_answer(line: ApiLine) -> None:
     answering = line.later("3, ", "4", finish="length")
     answer = line.sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2)
     answering.join()
@@ -87,7 +40,7 @@ def test_the_sdk_gets_a_whole_answer(line: Line) -> None:
     assert answer.id.startswith("chatcmpl-")
 
 
-def test_the_sdk_bears_waiting_and_silence(line: Line) -> None:
+def test_the_sdk_bears_waiting_and_silence(line: ApiLine) -> None:
     """Comments in line and between tokens; after an id the SDK takes a comment's blank line for an empty event."""
     stream = line.sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     pause = threading.Event()
@@ -101,10 +54,10 @@ def test_the_sdk_bears_waiting_and_silence(line: Line) -> None:
         assert "".join(c.choices[0].delta.content or "" for c in reading.result(10)) == "ab"
 
 
-def test_comments_while_waiting_and_silent(line: Line) -> None:
+def test_comments_while_waiting_and_silent(line: ApiLine) -> None:
     first = line.http.post("/v1/jobs", json={"model": MODEL, "prompt": "ahead"}).json()
     lines: list[str] = []
-    with line.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+    with line.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
         assert response.headers["x-penstock-queue-position"] == "2"
         assert response.headers["cache-control"] == "no-cache"
         assert response.headers["x-accel-buffering"] == "no"
@@ -126,15 +79,15 @@ def test_comments_while_waiting_and_silent(line: Line) -> None:
     assert lines[-2:] == ["data: [DONE]", ""]
 
 
-def test_ids_are_those_of_the_entries(line: Line) -> None:
+def test_ids_are_those_of_the_entries(line: ApiLine) -> None:
     answering = line.later("a", "", "b")
-    with line.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+    with line.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
         ids = [text[4:] for text in response.iter_lines() if text.startswith("id: ")]
     answering.join()
     assert [entry_id.partition("-")[2] for entry_id in ids] == ["1", "2", "4", "5"]
 
 
-def test_a_resumed_attempt_is_invisible(line: Line) -> None:
+def test_a_resumed_attempt_is_invisible(line: ApiLine) -> None:
     stream = line.sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     first = line.worker.claim()
     first.say("one ", "two ")
@@ -147,7 +100,7 @@ def test_a_resumed_attempt_is_invisible(line: Line) -> None:
     assert sum(1 for c in chunks if c.choices[0].delta.role) == 1
 
 
-def test_several_choices(line: Line) -> None:
+def test_several_choices(line: ApiLine) -> None:
     stream = line.sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True, n=2)
     attempt = line.worker.claim()
     attempt.say("a", choice=0)
@@ -162,7 +115,7 @@ def test_several_choices(line: Line) -> None:
     assert (texts, finishes) == (["ac", "b"], ["stop", "length"])
 
 
-def test_logprobs(line: Line) -> None:
+def test_logprobs(line: ApiLine) -> None:
     def answer() -> None:
         attempt = line.worker.claim()
         attempt.say("é", logprobs=True)
@@ -187,7 +140,7 @@ def test_logprobs(line: Line) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["hi", ["hi", "ho"], [5, 6], [[5], [6, 7]]])
-def test_completions_take_all_four_forms(line: Line, prompt: Any) -> None:
+def test_completions_take_all_four_forms(line: ApiLine, prompt: Any) -> None:
     count = 2 if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(line.sdk.completions.create, model=MODEL, prompt=prompt)
@@ -204,7 +157,7 @@ def test_completions_take_all_four_forms(line: Line, prompt: Any) -> None:
     assert answer.id.startswith("cmpl-")
 
 
-def test_completions_stream(line: Line) -> None:
+def test_completions_stream(line: ApiLine) -> None:
     answering = line.later("a", "b")
     chunks = list(line.sdk.completions.create(model=MODEL, prompt="x", stream=True))
     answering.join()
@@ -215,7 +168,7 @@ def test_completions_stream(line: Line) -> None:
 @pytest.mark.parametrize(
     ("code", "status"), [("poisoned", 500), ("engine_error", 500), ("deadline_exceeded", 504), ("worker_lost", 503)]
 )
-def test_a_failed_job_is_an_error(line: Line, code: str, status: int) -> None:
+def test_a_failed_job_is_an_error(line: ApiLine, code: str, status: int) -> None:
     def fail() -> None:
         attempt = line.worker.claim()
         attempt.say("half of ")
@@ -230,16 +183,15 @@ def test_a_failed_job_is_an_error(line: Line, code: str, status: int) -> None:
 
     failing = threading.Thread(target=fail)
     failing.start()
-    heard = ""
+    stream = line.sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    assert [next(stream).choices[0].delta.content for _ in range(2)] == ["", "half of "]
     with pytest.raises(openai.APIError, match="it broke"):
-        for chunk in line.sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True):
-            heard += chunk.choices[0].delta.content or ""
+        next(stream)
     failing.join()
-    assert heard == "half of "
 
 
-def test_a_mid_stream_error_is_followed_by_done(line: Line) -> None:
-    with line.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
+def test_a_mid_stream_error_is_followed_by_done(line: ApiLine) -> None:
+    with line.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
         attempt = line.worker.claim()
         line.http.post(f"/v1/jobs/{attempt.spec.id}/cancel")
         assert attempt.say("a") == "cancel"
@@ -247,89 +199,3 @@ def test_a_mid_stream_error_is_followed_by_done(line: Line) -> None:
         lines = [text for text in response.iter_lines() if text.startswith("data: ")]
     assert '"code":"cancelled"' in lines[-2]
     assert lines[-1] == "data: [DONE]"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("claimed", [True, False])
-def test_a_client_that_leaves_cancels(line: Line, stream: bool, claimed: bool) -> None:
-    job_id, attempt = leave_early(line, stream, claimed, {})
-    if attempt:
-        wait_until(lambda: attempt.renew() == "cancel", "the cancel of a job without client", 2)
-    else:
-        wait_until(lambda: line.http.get(f"/v1/jobs/{job_id}").json()["state"] == "cancelled", "the cancel", 2)
-
-
-@pytest.mark.parametrize("why", [{"store": True}, {"headers": {"Idempotency-Key": "k"}}])
-def test_a_kept_job_outlives_its_client(line: Line, why: dict[str, Any]) -> None:
-    _, attempt = leave_early(line, True, True, why)
-    assert attempt
-    wait_until(lambda: line.keys("penstock:watch:*") == [], "the detach")
-    assert attempt.say("on") == "ok"
-    attempt.end()
-
-
-def leave_early(line: Line, stream: bool, claimed: bool, extra: dict[str, Any]) -> tuple[str, Any]:
-    headers = extra.pop("headers", {})
-    attempt = None
-    with httpx.Client(base_url=line.url, timeout=20) as http, ThreadPoolExecutor() as pool:
-
-        def ask() -> None:
-            with http.stream("POST", "/v1/chat/completions", json=body(stream=stream, **extra), headers=headers) as r:
-                for _ in r.iter_lines():
-                    pass
-
-        asking = pool.submit(ask)
-        job = wait_until(lambda: line.keys("penstock:job:*"), "the job")[0].rpartition(":")[2]
-        if claimed:
-            attempt = line.worker.claim()
-            attempt.say("a")
-        for connection in list(http._transport._pool._connections):  # type: ignore[attr-defined]
-            connection._connection._network_stream.get_extra_info("socket").shutdown(2)
-        with pytest.raises(httpx.HTTPError):
-            asking.result(10)
-    return job, attempt
-
-
-def test_an_idempotency_key_leads_to_the_same_job(line: Line) -> None:
-    headers = {"Idempotency-Key": '"one"'}
-    with ThreadPoolExecutor() as pool:
-        asking = [
-            pool.submit(line.http.post, "/v1/chat/completions", json=body(), headers=headers, timeout=20)
-            for _ in range(3)
-        ]
-        attempt = line.worker.claim()
-        wait_until(lambda: len(line.keys("penstock:job:*")) == 1, "one job")
-        attempt.end(text="same")
-        answers = [reply.result(10).json() for reply in asking]
-    assert [answer["id"] for answer in answers] == [attempt.spec.id] * 3
-    other = line.http.post("/v1/chat/completions", json=body(max_tokens=1), headers={"Idempotency-Key": "one"})
-    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_conflict")
-    again = line.http.post("/v1/chat/completions", json=body(), headers={"Idempotency-Key": "one"})
-    assert again.json()["choices"][0]["message"]["content"] == "same"
-
-
-def test_a_stored_chat_is_kept_and_taken_up_again(line: Line) -> None:
-    with line.http.stream("POST", "/v1/chat/completions", json=body(stream=True, store=True)) as response:
-        attempt = line.worker.claim()
-        attempt.say("a", "b", "c")
-        lines = response.iter_lines()
-        ids = [next(x for x in lines if x.startswith("id: "))[4:] for _ in range(3)]
-    job_id = attempt.spec.id
-    url = f"/v1/chat/completions/{job_id}"
-    wait_until(lambda: line.keys("penstock:watch:*") == [], "the detach")
-    running = line.http.get(url)
-    assert (running.status_code, running.json()["error"]["code"]) == (409, "job_not_finished")
-    assert running.headers["x-should-retry"] == "false"
-    attempt.end(text="d")
-    for ask in ({"headers": {"Last-Event-ID": ids[2]}}, {"params": {"starting_after": ids[2]}}):
-        params = {"stream": "true", **ask.pop("params", {})}
-        rest = line.http.get(url, params=params, **ask)  # type: ignore[arg-type]
-        assert '"role"' not in rest.text
-        assert [x.partition('"content":"')[2][0] for x in rest.text.splitlines() if '"content"' in x] == ["c", "d"]
-        assert rest.text.endswith("data: [DONE]\n\n")
-    done = line.sdk.chat.completions.retrieve(job_id)
-    assert done.choices[0].message.content == "abcd"
-
-
-def body(**fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "messages": HELLO, **fields}

@@ -16,7 +16,7 @@ from tests.integration.up_rig import MODELS, Up, wait_for
 
 MARKER = f"marker-{secrets.token_hex(8)}"
 #: Echoed by the scripted engine, so the marker stands in the answer too; slow enough to look at it while it runs.
-PROMPT = f"[step_ms=100]{MARKER} " + "and so on " * 25
+PROMPT = f"[step_ms=100]{MARKER} " + "and so on " * 20
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ from tests.integration import test_protocol_lost_writes as lost
 from tests.integration import test_protocol_ownership as own
 from tests.integration import test_protocol_reap as reap
 from tests.integration import test_protocol_relay as relay
+from tests.integration import test_protocol_step as step
 from tests.integration import test_protocol_submit as submit
+from tests.integration import test_protocol_watch as watch
 from tests.integration.protocol_rig import Rig
 
 
@@ -53,19 +55,19 @@ GUARDS = [
     Guard("only a queued job is claimed", "claim", "r and r.state == 'queued'", "r", own.test_a_claim_drops_what_cannot_run_and_takes_the_next),
     Guard("a claim is bounded", "claim", "for _ = 1, 32 do", "while true do", own.test_a_claim_looks_at_a_bounded_number_of_jobs),
     # the log
-    Guard("the log is dense", "step", "if w.first > r.seq + 1 then", "if false then", own.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
-    Guard("a renewal notices a shorter log", "renew", "tonumber(ARGV[i + 2]) > r.seq", "false", own.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
-    Guard("entries that are there are skipped", "step", "for i = r.seq - w.first + 2, w.n do", "for i = 1, w.n do", own.test_race_3_a_step_repeated_after_a_timeout_is_accepted_and_changes_nothing),
-    Guard("my own end is a success", "step", "return mine and 'ok' or 'fenced'", "return 'fenced'", own.test_race_4_the_end_goes_in_the_same_call_as_the_last_token),
-    Guard("only my own end is a success", "step", "r.state == w.state and ", "", own.test_race_4_the_end_goes_in_the_same_call_as_the_last_token),
-    Guard("a log is not created again", "step", "'NOMKSTREAM', ", "", own.test_race_1_a_zombie_does_not_recreate_an_expired_log),
-    Guard("a missing log is noticed", "step", f"if not {XADD} then return false end", XADD, own.test_race_1_a_zombie_does_not_recreate_an_expired_log),
-    Guard("a step is checked before it writes", "step", "assert(w.message and", "assert(true or w.message and", own.test_a_malformed_step_writes_nothing_for_anyone),
-    Guard("an end must be the last entry", "step", "if w.state ~= '' and w.first", "if false and w.first", own.test_an_end_whose_place_is_taken_is_refused),
+    Guard("the log is dense", "step", "if w.first > r.seq + 1 then", "if false then", step.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
+    Guard("a renewal notices a shorter log", "renew", "tonumber(ARGV[i + 2]) > r.seq", "false", step.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
+    Guard("entries that are there are skipped", "step", "for i = r.seq - w.first + 2, w.n do", "for i = 1, w.n do", step.test_race_3_a_step_repeated_after_a_timeout_is_accepted_and_changes_nothing),
+    Guard("my own end is a success", "step", "return mine and 'ok' or 'fenced'", "return 'fenced'", step.test_race_4_the_end_goes_in_the_same_call_as_the_last_token),
+    Guard("only my own end is a success", "step", "r.state == w.state and ", "", step.test_race_4_the_end_goes_in_the_same_call_as_the_last_token),
+    Guard("a log is not created again", "step", "'NOMKSTREAM', ", "", step.test_race_1_a_zombie_does_not_recreate_an_expired_log),
+    Guard("a missing log is noticed", "step", f"if not {XADD} then return false end", XADD, step.test_race_1_a_zombie_does_not_recreate_an_expired_log),
+    Guard("a step is checked before it writes", "step", "assert(w.message and", "assert(true or w.message and", step.test_a_malformed_step_writes_nothing_for_anyone),
+    Guard("an end must be the last entry", "step", "if w.state ~= '' and w.first", "if false and w.first", step.test_an_end_whose_place_is_taken_is_refused),
     Guard("terminal states absorb", "prelude", "if terminal(r.state) then return 'already '", "if false then return 'already '", submit.test_cancelling_in_line_is_immediate_and_terminal_states_absorb),
     Guard("only watched jobs are relayed", "step", "redis.call('SMEMBERS', K.watch .. id)", "redis.call('ZRANGE', K.apis_, 0, -1)", relay.test_race_16_an_api_process_gets_only_the_jobs_that_it_watches),
     # cancel and deadline
-    Guard("a step reads the cancel", "prelude", "if r.cancel == 1 then return 'cancel' end", "", own.test_race_8_a_cancel_is_durable_and_seen_by_step_and_renew),
+    Guard("a step reads the cancel", "prelude", "if r.cancel == 1 then return 'cancel' end", "", step.test_race_8_a_cancel_is_durable_and_seen_by_step_and_renew),
     Guard("requeueing reads the cancel", "prelude", "if r.cancel == 1 then return finish", "if false then return finish", own.test_race_8_a_cancel_outlives_its_owner, ("lease",)),
     Guard("a claim reads the cancel", "claim", "if r.cancel == 1 then", "if false then", own.test_a_job_in_line_whose_cancel_was_accepted_is_not_claimed),
     Guard("a step reads the deadline", "prelude", f"return {DEADLINE} and 'deadline' or 'ok'", "return 'ok'", own.test_race_20_the_deadline_belongs_to_the_job_not_to_the_attempt),
@@ -76,8 +78,8 @@ GUARDS = [
     # leases, poison
     Guard("an outage is noticed", "reap", "t - tick > 3000 or t < tick", "t < tick", reap.test_race_10_after_an_outage_every_lease_gets_a_full_term),
     Guard("a clock that went back is noticed", "reap", "t - tick > 3000 or t < tick", "t - tick > 3000", reap.test_race_10_a_clock_that_went_back_counts_as_an_outage),
-    Guard("a token clears the strikes", "step", "if new > 0 then set(r, 'strikes', 0, 'alone', 0) end", "", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
-    Guard("only a token clears the strikes", "step", "if new > 0 then set(", "if true then set(", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
+    Guard("a token clears the strikes", "step", "if new > 0 and r.strikes > 0 then set(r, 'strikes', 0, 'alone', 0) end", "", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
+    Guard("only a token clears the strikes", "step", "if new > 0 and r.strikes", "if r.strikes", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
     Guard("only a silent attempt is a strike", "prelude", STRIKE, "if true then r.strikes", reap.test_a_silent_workers_job_goes_back_into_line_with_its_tokens),
     Guard("strikes count", "prelude", STRIKE, "if false then r.strikes", reap.test_deaths_while_alone_make_a_job_poison),
     Guard("only deaths alone are poison", "prelude", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= max_strikes", reap.test_deaths_in_company_do_not_make_a_job_poison),
@@ -85,7 +87,7 @@ GUARDS = [
     Guard("a release is no loss", "release", "take_away(r, now(), false)", "take_away(r, now(), true, 9, 9)", own.test_release_adds_neither_strike_nor_loss),
     Guard("a requeued job has no lease", "prelude", "redis.call('ZREM', K.leases_, r.id)\n", "", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
     # the line, tickets, keys
-    Guard("a requeued job keeps its score", "prelude", "int(r.score), r.id)", "'0', r.id)", own.test_race_9_a_requeued_job_keeps_its_place),
+    Guard("a requeued job keeps its score", "prelude", "int(r.score), r.id)", "redis.call('INCR', K.order_), r.id)", own.test_race_9_a_requeued_job_keeps_its_place),
     Guard("tickets do not grow", "prelude", "if redis.call('LLEN', K.queue .. r.model) < redis.call('ZCARD', K.waiting .. r.model) then", "if true then", submit.test_race_14_submit_and_cancel_do_not_grow_the_ticket_list),
     Guard("ticket ids are fresh after lost writes", "prelude", "int(now()) .. '-' .. redis", "redis", submit.test_race_14_every_ticket_has_a_fresh_task_id_even_after_lost_writes),
     Guard("lost tickets are replaced", "reap", "for _ = 1, math.min(short, BATCH) do", "for _ = 1, 0 do", reap.test_race_14_lost_tickets_are_replaced_and_spare_ones_are_left),
@@ -97,17 +99,17 @@ GUARDS = [
     Guard("a key lives as long as its record", "prelude", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a late reader prolongs", "attach", "if terminal(r.state) then expire(r) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     # watchers
-    Guard("a reader that comes back saves the job", "attach", "redis.call('ZREM', K.orphans_, r.id)", "", reap.test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job),
-    Guard("other readers save the job", "detach", "left == 0", "true", reap.test_race_15_a_client_that_leaves_cancels_its_job_at_once),
-    Guard("a stored job needs no reader", "detach", " and r.store == 0", "", reap.test_stored_jobs_and_ended_jobs_are_never_orphans),
-    Guard("an ended job needs no reader", "detach", " and not terminal(r.state)", "", reap.test_stored_jobs_and_ended_jobs_are_never_orphans),
-    Guard("a dead process leaves stored jobs alone", "reap", " and r.store == 0", "", reap.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (True,)),
-    Guard("other readers outlive a dead process", "reap", " and redis.call('SCARD', K.watch .. id) == 0", "", reap.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (True,)),
-    Guard("a process that never reaped is missed too", "prelude", "redis.call('ZADD', K.apis_, 'NX', int(t + term), api)", "", reap.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (False,)),
+    Guard("a reader that comes back saves the job", "attach", "redis.call('ZREM', K.orphans_, r.id)", "", watch.test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job),
+    Guard("other readers save the job", "detach", "left == 0", "true", watch.test_race_15_a_client_that_leaves_cancels_its_job_at_once),
+    Guard("a stored job needs no reader", "detach", " and r.store == 0", "", watch.test_stored_jobs_and_ended_jobs_are_never_orphans),
+    Guard("an ended job needs no reader", "detach", " and not terminal(r.state)", "", watch.test_stored_jobs_and_ended_jobs_are_never_orphans),
+    Guard("a dead process leaves stored jobs alone", "reap", " and r.store == 0", "", watch.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (True,)),
+    Guard("other readers outlive a dead process", "reap", " and redis.call('SCARD', K.watch .. id) == 0", "", watch.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (True,)),
+    Guard("a process that never reaped is missed too", "prelude", "redis.call('ZADD', K.apis_, 'NX', int(t + term), api)", "", watch.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (False,)),
     # nothing stays for ever
-    Guard("logs end", "prelude", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", reap.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
-    Guard("records end", "prelude", "redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)", "", reap.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
-    Guard("watches end", "prelude", "redis.call('EXPIRE', K.watch .. r.id, r.keep)", "", reap.test_a_reader_who_leaves_a_trace_on_an_ended_job_is_cleared_with_its_process),
+    Guard("logs end", "prelude", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
+    Guard("records end", "prelude", "redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
+    Guard("watches end", "prelude", "redis.call('EXPIRE', K.watch .. r.id, r.keep)", "", watch.test_a_reader_who_leaves_a_trace_on_an_ended_job_is_cleared_with_its_process),
 ]  # fmt: skip
 
 

@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 import redis
 
 import api.reader
-from api.reader import EventsExpired, HistoryLost, Item, JobLost
+from api.reader import Item
 from api.relay import Relay
-from tasks.connections import connect_async, connect_subscriber
-from tasks.events import START, EntryId
-from tasks.jobs import JobSpec, new_id
+from tasks.events import START
 from tasks.keys import key
-from tasks.sampling import Sampling
-from tasks.settings import Settings
-from tasks.store import JobStore
-from tests.api_server import MODEL, Attempt, ScriptedWorker
-
-
-def make_spec(store: bool = True) -> JobSpec:
-    return JobSpec(new_id("job"), "chat", MODEL, ((1, 2, 3),), Sampling(1000, 1), store=store)
-
-
-@asynccontextmanager
-async def relays(url: str, count: int = 1) -> AsyncIterator[tuple[JobStore, list[Relay]]]:
-    store = JobStore(connect_async(url, "test"), Settings(redis_url=url))
-    made = [Relay(store, lambda: connect_subscriber(url, "test-relay"), f"api-{i}") for i in range(count)]
-    tasks = [asyncio.create_task(relay.run()) for relay in made]
-    try:
-        for relay in made:
-            await relay.subscribed()
-        yield store, made
-    finally:
-        for relay in made:
-            await relay.close(1)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await store.close()
+from tests.api_server import MODEL, ScriptedWorker
+from tests.integration.relay_rig import make_spec, read_count, relays
+from tests.processes import wait_until
 
 
 async def test_thirty_readers_get_exactly_the_log(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,56 +107,6 @@ async def test_a_lost_end_is_found_when_idle(redis_url: str) -> None:
     worker.close()
 
 
-async def test_lost_writes_are_waited_for_and_resent(redis_url: str) -> None:
-    """The reader is ahead of the log; once the worker has sent its entries again, it goes on without a repetition."""
-    async with running(redis_url, 3) as (relay, reader, _, attempt, client):
-        lose(client, reader.job_id, keep=2, seq=2)
-        reader.resync()
-        assert await reader.next(0.1) == []
-        attempt._seq = 2  # behind 2: the worker sends what follows again
-        attempt._index = [1]
-        attempt.say("1", "2")
-        attempt.say("3")
-        assert [str(at).partition("-")[2] for at, _ in await read_count(reader.next, 1)] == ["5"]
-        relay.leave(reader, 0)
-
-
-async def test_a_history_that_went_another_way_is_an_error(redis_url: str) -> None:
-    """Never two texts in one stream."""
-    async with running(redis_url, 3) as (relay, reader, worker, attempt, client):
-        lose(client, reader.job_id, keep=2, seq=2)
-        attempt.give_back()
-        again = worker.claim()
-        again.say("x", "y", "z")
-        with pytest.raises(HistoryLost):
-            await read_count(reader.next, 1)
-        reader.rewind()
-        items = await read_count(reader.next, 6)
-        assert [at.seq for at, _ in items] == [1, 2, 3, 4, 5, 6]
-        relay.leave(reader, 0)
-
-
-async def test_a_job_without_record_is_lost(redis_url: str) -> None:
-    async with running(redis_url, 1) as (relay, reader, _, _, client):
-        client.delete(key("job", reader.job_id), key("log", reader.job_id))
-        with pytest.raises(JobLost):
-            await read_count(reader.next, 1)
-        relay.leave(reader, 0)
-
-
-async def test_an_ended_job_without_log_has_expired(redis_url: str) -> None:
-    async with running(redis_url, 1) as (relay, reader, _, attempt, client):
-        attempt.end()
-        await read_count(reader.next, 1)
-        client.delete(key("log", reader.job_id))
-        late = relay.open(reader.job_id, MODEL, START)
-        assert await late.attach()
-        with pytest.raises(EventsExpired):
-            await late.next(0.1)
-        relay.leave(late, 0)
-        relay.leave(reader, 0)
-
-
 async def test_the_last_reader_to_leave_cancels(redis_url: str) -> None:
     """Two readers of a job that is not stored: nothing happens when the first goes, all when the second does."""
     worker = ScriptedWorker(redis_url)
@@ -198,7 +120,7 @@ async def test_the_last_reader_to_leave_cancels(redis_url: str) -> None:
         await asyncio.sleep(0.1)
         assert attempt.renew() == "ok"
         relay.leave(second, 0)
-        await eventually(lambda: attempt.renew() == "cancel")
+        await asyncio.to_thread(wait_until, lambda: attempt.renew() == "cancel", "the cancel", 5.0)
         assert not relay._watches
     worker.close()
 
@@ -221,50 +143,3 @@ async def test_leaving_and_coming_back_at_once_does_not_cancel_for_good(redis_ur
         assert attempt.renew() == "ok"
         relay.leave(reader, 0)
     worker.close()
-
-
-Running = tuple[Relay, api.reader.Reader, ScriptedWorker, Attempt, "redis.Redis"]
-
-
-@asynccontextmanager
-async def running(url: str, said: int) -> AsyncIterator[Running]:
-    """A running job that has said `said` words, all of them read."""
-    worker = ScriptedWorker(url)
-    async with relays(url) as (store, [relay]):
-        spec = make_spec()
-        reader = relay.open(spec.id, MODEL, START)
-        await store.submit(spec, limit=10, api=relay.api)
-        attempt = worker.claim()
-        attempt.say(*(str(i) for i in range(said)))
-        await read_count(reader.next, said + 1)
-        with redis.Redis.from_url(url, decode_responses=True) as client:
-            yield relay, reader, worker, attempt, client
-    worker.close()
-
-
-def lose(client: redis.Redis, job_id: str, keep: int, seq: int) -> None:
-    """What a Redis does that lost its last writes: the log and the record are those of a moment ago."""
-    rows = client.xrange(key("log", job_id))
-    for entry_id, _ in rows[keep:]:
-        client.xdel(key("log", job_id), entry_id)
-    copy = rows[:keep]
-    client.delete(key("log", job_id))
-    for entry_id, fields in copy:
-        client.xadd(key("log", job_id), fields, id=entry_id)
-    client.hset(key("job", job_id), "seq", seq)
-
-
-async def read_count(next_items: object, count: int) -> list[tuple[EntryId, object]]:
-    items: list[tuple[EntryId, object]] = []
-    async with asyncio.timeout(10):
-        while len(items) < count:
-            items += await next_items(0.5)  # type: ignore[operator]
-    assert len(items) == count
-    return items
-
-
-async def eventually(look: object) -> None:
-    async with asyncio.timeout(5):
-        while not look():  # type: ignore[operator]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.sleep(0.02)

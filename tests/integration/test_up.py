@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def test_the_commands(up: Up) -> None:
 
 
 def test_a_killed_worker_is_restarted_and_its_job_goes_on(up: Up) -> None:
-    job = up.submit("[step_ms=40]Count from 1 to 60.")
+    job = up.submit("[step_ms=20]Count from 1 to 60.")
     wait_for(lambda: up.get(f"/v1/jobs/{job}")["output_text"], "its first tokens")
     killed = up.pid_of("workers.main")
     os.kill(killed, signal.SIGKILL)
@@ -84,16 +85,34 @@ def test_a_killed_worker_is_restarted_and_its_job_goes_on(up: Up) -> None:
     assert "worker fake #0 died (killed by SIGKILL) and starts again in 0.5 s; its log: " in up.output
 
 
-def test_a_killed_api_is_restarted(up: Up) -> None:
-    killed = up.pid_of("-m api")
-    os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: up.get("/readyz"), "the API again")
+def test_a_killed_api_is_restarted_and_a_chat_goes_on(up: Up) -> None:
+    with up.chat() as chat:
+        chat.say("[step_ms=20]Count from 1 to 60.")
+        chat.expect("2, 3")
+        killed = up.pid_of("-m api")
+        os.kill(killed, signal.SIGKILL)
+        chat.expect("59, 60")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\s*[^\x00-\x7f] The connection broke[^\r\n]*|[\r\n]", "", chat.output)
+    assert ", ".join(map(str, range(1, 61))) in text
     assert up.pid_of("-m api") != killed
     assert "the API died (killed by SIGKILL)" in up.output
 
 
+def test_ctrl_c_in_a_chat_stops_the_answer_only(up: Up) -> None:
+    with up.chat() as chat:
+        chat.say("[step_ms=40][tokens=2000]")
+        wait_for(lambda: up.get("/v1/workers")["data"][0]["running"], "a running answer")
+        chat.key("\x03")
+        chat.expect("[stopped]")
+        chat.say("Count from 7 to 9.")
+        chat.expect("7, 8, 9")
+        wait_for(lambda: not up.get("/v1/workers")["data"][0]["running"], "a free lane")
+        chat.say("/exit")
+        assert chat.process.wait(5) == 0
+
+
 def test_a_killed_redis_is_restarted_with_its_jobs(up: Up) -> None:
-    job = up.submit("[step_ms=40]Count from 1 to 60.")
+    job = up.submit("[step_ms=20]Count from 1 to 60.")
     os.kill(up.pid_of("redis-server"), signal.SIGKILL)
     assert up.result(job) == ", ".join(map(str, range(1, 61)))
     assert "Redis died (killed by SIGKILL)" in up.output

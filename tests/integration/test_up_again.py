@@ -44,7 +44,7 @@ def test_a_model_that_does_not_load_leaves_the_rest_serving(up: Up) -> None:
 
 
 def test_sigkill_takes_the_children_along_and_the_next_goes_on(up: Up) -> None:
-    running = up.submit("[step_ms=40]Count from 1 to 80.")
+    running = up.submit("[step_ms=20]Count from 1 to 80.")
     queued = up.submit("Count from 1 to 80.")
     wait_for(lambda: up.get(f"/v1/jobs/{running}")["output_text"], "its first tokens")
     children = up.children()

@@ -6,11 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
 
+from tasks.app import create_app
 from tasks.jobs import JobState
 from tasks.keys import key, queue_of
+from tasks.settings import load_settings
 from tests.integration.worker_rig import WorkerRig, expected
 from tests.processes import start_worker, wait_until
 
@@ -134,10 +138,8 @@ def test_a_deadline_ends_a_running_job(pool: WorkerRig) -> None:
 
 
 def test_lanes_grow_and_shrink_while_the_worker_runs(pool: WorkerRig) -> None:
-    from celery import Celery
-
     pool.start()
-    celery = Celery(broker=pool.url, set_as_current=False)
+    celery: Any = Celery(broker=pool.url, set_as_current=False)  # type: ignore[no-untyped-call]
     (card,) = pool.cards()
     celery.control.pool_shrink(6, destination=[card.name], reply=True)
     jobs = [pool.submit("[tokens=60] [step_ms=20]") for _ in range(6)]
@@ -148,6 +150,21 @@ def test_lanes_grow_and_shrink_while_the_worker_runs(pool: WorkerRig) -> None:
     wait_until(lambda: pool.redis.zcard("penstock:leases") >= 4, "more running jobs", 3)
     pool.until_over(*jobs)
     celery.close()
+
+
+def test_flowers_buttons_do_no_harm(pool: WorkerRig) -> None:
+    pool.start()
+    job = pool.submit("[tokens=100] [step_ms=10]")
+    pool.until_tokens(job, 5)
+    flower: Any = create_app(load_settings(redis_url=pool.url))
+    (card,) = pool.cards()
+    (active,) = flower.control.inspect([card.name]).active().values()
+    assert [task["name"] for task in active] == ["penstock.generate"]
+    assert (active[0]["args"], active[0]["kwargs"]) == ([], {})
+    flower.control.revoke(active[0]["id"], terminate=True, destination=[card.name])
+    flower.close()
+    pool.until_over(job)
+    assert pool.succeeded(job)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

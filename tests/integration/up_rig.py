@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -55,6 +57,56 @@ def penstock(folder: Path, *args: str, **environ: str) -> subprocess.CompletedPr
     return subprocess.run(
         [PENSTOCK, *args], cwd=folder, env=clean_environ(**environ), capture_output=True, text=True, timeout=30
     )
+
+
+class Chat:
+    """`penstock chat` on a terminal of its own."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._terminal, theirs = pty.openpty()
+        name = os.ttyname(theirs)
+        # a session leader's terminal becomes the one that controls it when it is opened, so Ctrl-C is a signal
+        command = f'exec "$0" chat <{name} >{name} 2>&1'
+        self.process = subprocess.Popen(
+            ["sh", "-c", command, PENSTOCK], cwd=folder, env=environ | {"TERM": "xterm"}, start_new_session=True
+        )
+        self._theirs = theirs  # held open: until the child opens it there is nobody else at this end
+        self.output = ""
+
+    def __enter__(self) -> Chat:
+        self.expect("> ")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(5)
+        os.close(self._terminal)
+        os.close(self._theirs)
+
+    def key(self, key: str) -> None:
+        """Press a key."""
+        os.write(self._terminal, key.encode())
+
+    def say(self, line: str) -> None:
+        """Type a line."""
+        self.key(line + "\r")
+
+    def expect(self, text: str) -> None:
+        """Read until the terminal has shown `text`."""
+
+        def shown() -> bool:
+            while select.select([self._terminal], [], [], 0)[0]:
+                try:
+                    self.output += os.read(self._terminal, 65536).decode("utf-8", "replace")
+                except OSError:  # the other end is closed
+                    break
+            return text in self.output
+
+        try:
+            wait_for(shown, text)
+        except AssertionError:
+            raise AssertionError(f"{text!r} never came: {self.output!r}") from None
 
 
 class Up:
@@ -117,6 +169,10 @@ class Up:
         done = CliRunner().invoke(app, args, env={"PENSTOCK_DATA_DIR": str(self.data)})
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done
+
+    def chat(self) -> Chat:
+        """A chat with it on a terminal."""
+        return Chat(self.folder, self._environ)
 
     def get(self, path: str) -> Any:
         """GET a JSON object, or None while nothing answers."""

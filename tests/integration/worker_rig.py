@@ -13,7 +13,7 @@ from tasks.jobs import Job, JobSpec, JobState, new_id
 from tasks.keys import key, single
 from tasks.profile import WorkerCard
 from tasks.sampling import Sampling
-from tasks.settings import Settings
+from tasks.settings import load_settings
 from tasks.store import JobStore
 from tests.processes import WorkerProcess, start_worker, wait_until, write_fake_model
 from workers.engine import fake_model
@@ -41,14 +41,14 @@ class WorkerRig:
         self.folder = folder
         self.url = url
         self.models = write_fake_model(folder, lanes)
-        self.env = {"PENSTOCK_LEASE_S": "1", "PENSTOCK_STEP_TIMEOUT_S": "10"} | env
+        self.env = {"PENSTOCK_LEASE_S": "2", "PENSTOCK_STEP_TIMEOUT_S": "10"} | env
         self.redis = connect(url, "test")
         self.workers: list[WorkerProcess] = []
         self._runner = asyncio.Runner()
         self.store = self._connect()
 
     def _connect(self) -> JobStore:
-        return JobStore(connect_async(self.url, "test"), Settings(redis_url=self.url))
+        return JobStore(connect_async(self.url, "test"), load_settings(redis_url=self.url))
 
     def reconnect(self) -> None:
         """A new store, after the old one's connections were cut."""

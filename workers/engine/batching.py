@@ -92,9 +92,10 @@ class BatchingEngine:
             self._forget(rid)
 
     def step(self) -> list[Event]:
-        advanced = self._forward() if self._live else []
-        events, self._ready = self._ready + advanced, []
-        return events
+        if self._ready:  # before the forward, which may fail again and again: an end must not wait for it
+            events, self._ready = self._ready, []
+            return events
+        return self._forward() if self._live else []
 
     def recover(self) -> None:
         culprit = self._recovery.next(self._live)

@@ -26,7 +26,7 @@ def build(spec: EngineSpec) -> BatchingEngine:
     loaded = load(spec)
     budget = plan_budget(spec, loaded.model, loaded.profile.max_model_len)
     engine = assemble(loaded, budget)
-    if spec.max_model_len is not None and engine.profile.max_model_len < spec.max_model_len:
+    if engine.profile.max_model_len < (spec.max_model_len or loaded.profile.max_model_len):
         spec.say(f"max_model_len is {engine.profile.max_model_len}: what the model and the KV cache allow")
     spec.say("ready")
     return engine

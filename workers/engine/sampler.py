@@ -10,7 +10,9 @@ What each parameter means:
 
 Two promises. A row's token depends on that row alone, never on its neighbours: rows are grouped, but each is
 decided by its own values. And draws come from `draws.uniform`, so they depend on seed, choice and token index
-only.
+only. What remains is the rounding of the model itself: its logits may differ in their last bits with the
+make-up of a batch, and two runs part where a draw, or a tie of the best two tokens, falls within that
+rounding.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def test_defaults_environment_and_overrides_in_this_order(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["PENSTOCK_LEASES_S", "penstock_leases_s"])
 def test_an_unknown_variable_is_refused_with_a_suggestion(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(BadConfig, match=f"{name} is not a setting of Penstock. Did you mean PENSTOCK_LEASE_S") as caught:
+    with pytest.raises(
+        BadConfig, match=f"{name} is not a setting of Penstock. Did you mean PENSTOCK_LEASE_S"
+    ) as caught:
         load_settings()
     assert caught.value.param == name
 

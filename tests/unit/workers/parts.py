@@ -9,7 +9,7 @@ from tasks.connections import connect, connect_async
 from tasks.jobs import JobSpec, new_id
 from tasks.ledger import Claim, JobLedger
 from tasks.sampling import Sampling
-from tasks.settings import Settings
+from tasks.settings import load_settings
 from tasks.store import JobStore
 from workers.attempt import Attempt
 from workers.engine import fake_model
@@ -30,14 +30,14 @@ def make_attempt(*texts: str, n: int = 1, strikes: int = 0, seq: int = 1) -> Att
 
 def make_ledger(url: str) -> JobLedger:
     """A worker's ledger."""
-    return JobLedger(connect(url, "test"), Settings())
+    return JobLedger(connect(url, "test"), load_settings())
 
 
 def submit(url: str, *texts: str, n: int = 1) -> str:
     """Put a job in line."""
 
     async def run() -> str:
-        store = JobStore(connect_async(url, "test"), Settings())
+        store = JobStore(connect_async(url, "test"), load_settings())
         job = await store.submit(make_spec(*texts, n=n), limit=100)
         await store.close()
         return job.id
@@ -49,7 +49,7 @@ def cancel(url: str, job: str) -> str:
     """Cancel a job."""
 
     async def run() -> str:
-        store = JobStore(connect_async(url, "test"), Settings())
+        store = JobStore(connect_async(url, "test"), load_settings())
         answer = await store.cancel(job)
         await store.close()
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -45,7 +46,7 @@ class Desk:
         self.orders = Orders()
         self.publisher = Publisher(self.ledger, self.orders, self.orders.progress.set)
         self.thread = threading.Thread(target=self.publisher.run)
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.redis: Any = redis.Redis.from_url(url, decode_responses=True)
 
     def say(self, attempt: Attempt, count: int = 1, finish: str | None = None) -> None:
         choice = attempt.choices[0]

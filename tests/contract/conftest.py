@@ -1,0 +1,25 @@
+"""The engines, as fixtures of the contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.engines import NAMES, Rig, make
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """One engine for all tests of a file; each test leaves it empty."""
+    rig = make(request.param)
+    yield rig
+    rig.engine.close()
+
+
+@pytest.fixture(params=NAMES)
+def fresh(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """An engine of its own, for tests that break it."""
+    rig = make(request.param)
+    yield rig
+    rig.engine.close()

@@ -1,0 +1,78 @@
+"""The invariants of the job protocol, checked on a live Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.events import EntryId
+from tasks.jobs import JobState
+from tasks.keys import key
+from tests.integration.protocol_rig import Heard, Rig
+
+Log = list[tuple[EntryId, dict[str, Any]]]
+
+
+class Witness:
+    """Looks after every step, and remembers what it saw."""
+
+    def __init__(self, rig: Rig, apis: Sequence[str]) -> None:
+        self._rig = rig
+        self._apis = apis
+        self._ear = rig.listen(*apis)
+        self._logs: dict[str, Log] = {}
+        self._watched: dict[str, set[str]] = {}
+        self._contents: dict[tuple[str, EntryId], dict[str, Any]] = {}  # over all restarts
+
+    def forget(self, jobs: Sequence[str]) -> None:
+        """Redis lost its last writes: what it has now is what comes before the next step."""
+        self._logs = {job: self._rig.log(job) for job in jobs}
+        self._watched = self._watchers(jobs)
+
+    def look(self, jobs: Sequence[str]) -> list[Heard]:
+        """Check everything; what was published since the last look."""
+        waiting, leased = set(self._rig.line()), self._rig.leased()
+        logs = {job: self._rig.log(job) for job in jobs}
+        for job, log in logs.items():
+            record = self._rig.record(job)
+            if not record:
+                assert not log, "a log without a record"
+                continue
+            check_log(log, record)
+            assert (record["state"] == "queued") == (job in waiting)
+            assert (record["state"] == "running") == (job in leased)
+            for name, entry in log:
+                assert self._contents.setdefault((job, name), entry) == entry, "one id, two contents"
+        return self._published(logs)
+
+    def _watchers(self, jobs: Sequence[str]) -> dict[str, set[str]]:
+        return {job: set(map(str, self._rig.redis.smembers(key("watch", job)))) for job in jobs}
+
+    def _published(self, logs: dict[str, Log]) -> list[Heard]:
+        """What was accepted since the last look was published to all who watched, and nothing else was."""
+        heard, watched = self._ear.heard(), self._watchers(list(logs))
+        for job, log in logs.items():
+            old = self._logs.get(job, [])
+            new, before = log[len(old) :], self._watched.get(job, set())
+            assert log[: len(old)] == old, "the log is not append-only"
+            for api in self._apis:
+                got = [(one.id, one.entry) for one in heard if (one.job, one.api) == (job, api)]
+                assert got in ([], new), "published, but not what was accepted"
+                assert not got or api in before, "published to somebody who does not watch"
+                assert got == new or api not in before & watched[job], "accepted and not published"
+        self._logs, self._watched = logs, watched
+        return heard
+
+
+def check_log(log: Log, record: dict[str, str]) -> None:
+    """One job's log against its record."""
+    names = [name for name, _ in log]
+    assert [name.seq for name in names] == list(range(1, int(record["seq"]) + 1)), "seq is not dense"
+    assert [name.fence for name in names] == sorted(name.fence for name in names)
+    ends = [number for number, (_, entry) in enumerate(log) if entry["k"] == "end"]
+    assert ends == ([len(log) - 1] if JobState(record["state"]).terminal else []), "the end is not the last entry"
+    indexes = [entry["i"] for _, entry in log if entry["k"] == "delta"]
+    assert indexes == list(range(len(indexes))), "a token is missing or repeated"
+    assert int(record["tokens"]) == len(indexes)
+    if record["state"] == "running" or ends:
+        assert names[-1].fence == int(record["fence"])

@@ -1,0 +1,115 @@
+"""Connections that are cut or stall, and a Redis that dies: a pause, and no token lost."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tasks.connections import connect
+from tasks.redis_server import find_server
+from tests.conftest import free_port
+from tests.integration.worker_rig import WorkerRig, expected
+from tests.processes import start_worker, wait_until
+
+TEXT = "[tokens=400] [step_ms=10]"
+
+
+class DurableRedis:
+    """A Redis of this test that keeps every write, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with connect(self.url, "test") as client:
+            wait_until(lambda: _answers(client), "redis")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(5)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def test_a_redis_that_dies_and_comes_back_costs_a_pause(tmp_path: Path) -> None:
+    server = DurableRedis(tmp_path / "redis")
+    rig = WorkerRig(tmp_path, server.url, PENSTOCK_LEASE_S="5")
+    try:
+        worker = rig.start()
+        fast, slow = "[tokens=900] [step_ms=2]", "Count from 1 to 200. [step_ms=2]"
+        jobs = [rig.submit(fast), rig.submit(slow), rig.submit(fast)]
+        for job in jobs:
+            rig.until_tokens(job, 50)
+        server.kill()
+        time.sleep(4)  # an outage: long enough for the engine to fill its 256 entries, and for reaping to call it one
+        server.start()
+        rig.reconnect()
+        rig.until_over(*jobs)
+        for job, text in zip(jobs, (fast, slow, fast), strict=True):
+            assert rig.text(job) == expected(text)
+            assert (rig.job(job).losses, len(rig.attempts(job))) == (0, 1)
+        after = rig.submit("Count from 1 to 5.")
+        rig.until_over(after)
+        assert worker.process.poll() is None
+    finally:
+        rig.close()
+        server.kill()
+
+
+def test_a_worker_may_start_before_its_redis(tmp_path: Path) -> None:
+    server = DurableRedis(tmp_path / "redis")
+    rig = WorkerRig(tmp_path, server.url)
+    try:
+        server.kill()
+        worker = start_worker(tmp_path, server.url, rig.models, rig.env)
+        rig.workers.append(worker)
+        wait_until(lambda: "Cannot connect" in worker.log, "a worker that misses its Redis")
+        server.start()
+        worker.wait_ready()
+        wait_until(lambda: rig.wait(rig.store.profile("fake")), "the profile")
+        job = rig.submit("Count from 1 to 5.")
+        rig.until_over(job)
+        assert rig.succeeded(job)
+    finally:
+        rig.close()
+        server.kill()
+
+
+def test_cut_and_stalled_connections_lose_nothing(tmp_path: Path, redis_url: str) -> None:
+    rig = WorkerRig(tmp_path, redis_url, PENSTOCK_LEASE_S="5")
+    try:
+        worker = rig.start()
+        jobs = [rig.submit(TEXT) for _ in range(6)]
+        for job in jobs:
+            rig.until_tokens(job, 20)
+        clients: Any = rig.redis.client_list()
+        for client in clients:
+            if client["name"] in ("penstock-worker", "penstock-celery"):
+                rig.redis.client_kill_filter(_id=client["id"])
+        for job in jobs:
+            rig.until_tokens(job, 100)
+        rig.redis.client_pause(2000)
+        rig.until_over(*jobs)
+        for job in jobs:
+            assert rig.text(job) == expected(TEXT)
+            assert len(rig.attempts(job)) == 1
+        after = rig.submit("Count from 1 to 5.")
+        rig.until_over(after)
+        assert worker.process.poll() is None
+    finally:
+        rig.close()
