@@ -8,7 +8,7 @@ penstock:watched:<api>   SET     jobs that this API process relays              
 penstock:idem:<tenant>:<key>  STRING  <job id> <body hash>                        submit             with the record
 penstock:jobs:<tenant>   ZSET    job → created (ms): the list of submitted jobs   submit             retention after the last submit
 penstock:waiting:<model> ZSET    job → score (band, then order): the line         scripts            empty when nobody waits
-penstock.<model>         LIST    tickets, Celery's queue                          scripts, Celery    empty when nobody waits
+penstock.<model>         LIST    tickets, Celery's queue                          scripts, Celery    empty once a worker took them
 penstock:leases          ZSET    running job → expiry (ms, Redis' clock)          claim, renew       empty when nothing runs
 penstock:orphans         ZSET    unwatched job → when to cancel it (ms)           detach, reap       empty when nothing runs
 penstock:deadlines       ZSET    unfinished job → deadline (ms)                   submit             empty when nothing runs

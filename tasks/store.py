@@ -75,7 +75,8 @@ class JobStore:
         answer = await self._run(
             "submit",
             *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
-            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json(), self._term_ms),
+            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
+            self._term_ms,
         )
         match answer:
             case ["created", job_id, position, created]:

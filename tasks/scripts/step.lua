@@ -38,7 +38,7 @@ local function write(r, w)
   end
   r.seq = math.max(r.seq, w.first + w.n - 1)
   set(r, 'seq', int(r.seq), 'tokens', int(r.tokens + new))
-  if new > 0 then set(r, 'strikes', 0, 'alone', 0) end
+  if new > 0 and r.strikes > 0 then set(r, 'strikes', 0, 'alone', 0) end
   relay(r.id, parts)
   return true
 end
