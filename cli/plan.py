@@ -57,7 +57,12 @@ class Plan:
 
     def api(self) -> Part:
         """The API."""
-        own = {"PENSTOCK_HOST": self.settings.host, "PENSTOCK_PORT": str(self.settings.port)}
+        own = {
+            "PENSTOCK_HOST": self.settings.host,
+            "PENSTOCK_PORT": str(self.settings.port),
+            # For the link on the page; 0: there is no Flower to link to.
+            "PENSTOCK_FLOWER_PORT": str(self.settings.flower_port if self.flower else 0),
+        }
         return Part("api", "the API", (sys.executable, "-m", "api"), self._env(own))
 
     def flower_part(self) -> Part:

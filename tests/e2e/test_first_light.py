@@ -31,7 +31,10 @@ def user(text: str) -> list[dict[str, str]]:
 
 def test_the_sdk_streams_exactly_the_answer(pool: Pool) -> None:
     stream = pool.sdk().chat.completions.create(
-        model=MODEL, messages=user("Count from 3 to 40."), temperature=0, stream=True  # type: ignore[arg-type]
+        model=MODEL,
+        messages=user("Count from 3 to 40."),
+        temperature=0,
+        stream=True,  # type: ignore[arg-type]
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -42,7 +45,9 @@ def test_the_sdk_streams_exactly_the_answer(pool: Pool) -> None:
 
 def test_the_sdk_without_streaming(pool: Pool) -> None:
     answer = pool.sdk().chat.completions.create(
-        model=MODEL, messages=user("Count from 9 to 2."), temperature=0  # type: ignore[arg-type]
+        model=MODEL,
+        messages=user("Count from 9 to 2."),
+        temperature=0,  # type: ignore[arg-type]
     )
     assert answer.choices[0].message.content == counting(9, 2)
     assert answer.usage is not None
@@ -74,7 +79,10 @@ async def test_two_hundred_at_once_come_back_right(pool: Pool) -> None:
 
     async def ask(start: int, end: int) -> str:
         stream = await client.chat.completions.create(
-            model=MODEL, messages=user(f"Count from {start} to {end}."), temperature=0, stream=True  # type: ignore[arg-type]
+            model=MODEL,
+            messages=user(f"Count from {start} to {end}."),
+            temperature=0,
+            stream=True,  # type: ignore[arg-type]
         )
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
@@ -84,10 +92,15 @@ async def test_two_hundred_at_once_come_back_right(pool: Pool) -> None:
     assert right >= 196, f"{right} of 200 right (seed {seed})"
 
 
-@pytest.mark.parametrize("question", ["Say something in Chinese.", "Say something in Arabic.", "Say something with emoji."])
+@pytest.mark.parametrize(
+    "question", ["Say something in Chinese.", "Say something in Arabic.", "Say something with emoji."]
+)
 def test_byte_level_text_streams_whole(pool: Pool, question: str) -> None:
     stream = pool.sdk().chat.completions.create(
-        model=MODEL, messages=user(question), temperature=0, stream=True  # type: ignore[arg-type]
+        model=MODEL,
+        messages=user(question),
+        temperature=0,
+        stream=True,  # type: ignore[arg-type]
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     whole = pool.sdk().chat.completions.create(model=MODEL, messages=user(question), temperature=0)  # type: ignore[arg-type]
@@ -100,7 +113,10 @@ def test_a_killed_worker_loses_nothing(pool: Pool) -> None:
     """SIGKILL in mid-stream: the same stream goes on, every token once, in order."""
     text, killed = "", False
     with pool.sdk(max_retries=0).chat.completions.create(
-        model=MODEL, messages=user("Count from 100 to 290."), temperature=0, stream=True  # type: ignore[arg-type]
+        model=MODEL,
+        messages=user("Count from 100 to 290."),
+        temperature=0,
+        stream=True,  # type: ignore[arg-type]
     ) as stream:
         for chunk in stream:
             text += (chunk.choices[0].delta.content or "") if chunk.choices else ""

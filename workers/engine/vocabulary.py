@@ -28,6 +28,8 @@ def _byte_of_character() -> dict[str, int]:
         raise RuntimeError("the byte-level alphabet of the tokenizers library has changed")
     return table
 
+LEAST = -9999.0
+
 
 class Vocabulary:
     """Looks tokens up, and remembers them."""
@@ -37,9 +39,9 @@ class Vocabulary:
         self._known: dict[int, tuple[str, tuple[int, ...]]] = {}
 
     def logprob(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        """A token with its log probability."""
+        """A token with its log probability, at least `LEAST`: JSON has no infinity, and OpenAI uses this number."""
         text, raw = self._known.get(token) or self._look_up(token)
-        return TokenLogprob(text, logprob, raw, top)
+        return TokenLogprob(text, max(logprob, LEAST), raw, top)
 
     def _look_up(self, token: int) -> tuple[str, tuple[int, ...]]:
         text = str(self._tokenizer.decode([token], skip_special_tokens=False))

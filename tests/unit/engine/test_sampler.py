@@ -159,3 +159,7 @@ def test_a_draw_never_lands_on_a_token_without_weight(monkeypatch: pytest.Monkey
         monkeypatch.setattr("workers.engine.sampler.uniform", lambda *_, draw=draw: draw)
         assert pick(logits, row()) == [token]
         assert pick(logits, row(top_p=0.999)) == [token]
+
+
+def test_an_impossible_token_has_a_log_probability_that_json_can_carry() -> None:
+    assert Vocabulary(build_tokenizer()).logprob(65, float("-inf")).logprob == -9999.0
