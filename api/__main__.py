@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ def main() -> int:
         settings = load_settings()
         catalog = load_catalog(settings.models)
         redis_url(settings)
+        _check_level(settings)
         port = _bind(settings)
     except BadConfig as error:
         sys.stderr.write(f"penstock: {error.message}\n")
@@ -38,6 +40,7 @@ def main() -> int:
     logging.getLogger("penstock.api").info("serves %s on %s", ", ".join(catalog.entries), _url(port))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopped)  # the server raises the signal again once it has stopped
+    _allow_many_connections()
     folder = _share_metrics(settings)
     try:
         _serve(settings, port)
@@ -81,6 +84,19 @@ def _bind(settings: Settings) -> socket.socket:
         raise BadConfig(text, param="PENSTOCK_PORT") from None
     port.set_inheritable(True)
     return port
+
+
+def _check_level(settings: Settings) -> None:
+    if settings.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        text = f"PENSTOCK_LOG_LEVEL: {settings.log_level!r} is none of DEBUG, INFO, WARNING, ERROR"
+        raise BadConfig(text, param="PENSTOCK_LOG_LEVEL")
+
+
+def _allow_many_connections() -> None:
+    """Every stream is an open file, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _url(port: socket.socket) -> str:

@@ -15,7 +15,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from api import errors
-from api.closing import Closing
+from api.closing import Closing, end
 from api.deps import Parts
 from api.metrics import Metrics
 from api.middleware import BodyLimit, RequestId
@@ -43,6 +43,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         title="Penstock",
         summary="Language models through a queue: every generation is a resumable job.",
         lifespan=partial(_lifespan, settings, catalog, url),
+        docs_url=None,
         redoc_url=None,
     )
     errors.install(app)
@@ -74,9 +75,7 @@ async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI
     finally:
         parts.closing.set()
         await relay.close(CLOSE_S)
-        for task in beats:
-            task.cancel()
-        await asyncio.gather(*beats, return_exceptions=True)
+        await end(*beats)
         await store.close()
 
 

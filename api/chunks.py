@@ -19,6 +19,9 @@ from tasks.jobs import JobSpec, JobState
 
 DONE = b"data: [DONE]\n\n"
 
+#: No line breaks to the SSE standard, but to `str.splitlines`, with which many clients read.
+_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
 
 class Frames(Protocol):
     """What `api.sse` needs of a renderer."""
@@ -36,6 +39,8 @@ class Frames(Protocol):
 def frame(data: dict[str, Any], at: EntryId | None = None, event: str | None = None) -> bytes:
     """One SSE event."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii():
+        text = text.translate(_LINE_BREAKS)
     head = (f"id: {at}\n" if at else "") + (f"event: {event}\n" if event else "")
     return f"{head}data: {text}\n\n".encode()
 

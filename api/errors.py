@@ -107,12 +107,17 @@ def _refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PenstockError)
     if status_of(error.code) >= 500:
         log.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error.message)
-    return response_of(error)
+    return _refused(request, error)
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return response_of(from_validation(error.errors()))
+    return _refused(request, from_validation(error.errors()))
+
+
+def _refused(request: Request, error: PenstockError) -> JSONResponse:
+    request.app.state.parts.metrics.refused.labels(str(error.code)).inc()
+    return response_of(error)
 
 
 def _http(request: Request, error: Exception) -> JSONResponse:

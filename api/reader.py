@@ -149,7 +149,7 @@ class Reader:
         self._stale = False
         try:
             attached = await self._attach(self.job_id)
-            page = await self._store.read(self.job_id, self.last, PAGE) if attached else []
+            page = await self._store.read(self.job_id, self.last, PAGE) if _may_hold(attached, self.last) else []
             if attached is not None and attached.state is JobState.QUEUED:
                 self.position = await self._store.position(self.job_id, self._model)
         except StoreDown:
@@ -191,3 +191,8 @@ class Reader:
         if now - self._down_since > OUTAGE_S:
             raise StoreDown(f"Redis could not be reached for {OUTAGE_S:.0f} seconds")
         await asyncio.sleep(0.25)
+
+
+def _may_hold(attached: Attached | None, last: EntryId) -> bool:
+    """False for the many jobs that wait in line and have said nothing yet: their logs need not be read."""
+    return attached is not None and not (last == START and attached.last.seq == 0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from api.closing import end
 from api.reader import Reader
 from tasks.errors import StoreDown
 from tasks.events import EntryId, decode
@@ -95,8 +96,7 @@ class Relay:
         """Wait for jobs that are being let go of."""
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=timeout_s)
-        for task in list(self._leaving):
-            task.cancel()
+        await end(*self._leaving)
 
     async def _attach(self, job_id: str) -> Attached | None:
         """Finished even if the reader is cancelled: an attach under way must not overtake the detach that follows."""

@@ -7,6 +7,7 @@ client that goes away cancels its job, unless the job is stored, has an idempote
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from api.admission import Admitted, queue_full
 from api.chunks import ChatChunks, CompletionChunks, Frames
+from api.closing import end
 from api.deps import Parts
 from api.errors import response_of
 from api.metrics import Stopwatch
@@ -24,6 +26,8 @@ from api.sse import EventStream, Narrator
 from tasks.errors import ErrorCode, PenstockError, QueueFull, UnknownJob
 from tasks.events import START, End, Entry, EntryId
 from tasks.jobs import JobSpec, JobState
+
+log = logging.getLogger("penstock.api")
 
 #: For logs only: the client has gone.
 CLIENT_CLOSED = 499
@@ -60,6 +64,7 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
     if submitted.existing:
         parts.relay.leave(reader, 0)
         return await watch(parts, submitted.id, START)
+    log.info("request %s is job %s", spec.request_id, spec.id)
     reader.position = submitted.position
     return Watched(spec, submitted.created_ms // 1000, reader, parts.settings.orphan_s if key else 0.0)
 
@@ -154,9 +159,7 @@ async def whole(parts: Parts, watched: Watched, request: Request, stopwatch: Sto
     except PenstockError as error:
         return response_of(error, headers)
     finally:
-        for task in (reading, *others):
-            task.cancel()
-        await asyncio.gather(reading, *others, return_exceptions=True)
+        await end(reading, *others)
         leave(parts, watched)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from cli.client import ChatStream, Client, InLine, Resumed, Text
+from cli.client import ApiError, ChatStream, Client, InLine, Resumed, Text
 
 PROMPT = "\n> "
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -43,8 +43,15 @@ def chat(console: Console, client: Client, model: str, system: str, options: dic
                 console.print(HELP, style="dim")
             case text:
                 history.append({"role": "user", "content": text})
-                answer = _answer(console, client.chat({"model": model, "messages": history, **options}))
-                history.append({"role": "assistant", "content": answer})
+                try:
+                    answer = _answer(console, client.chat({"model": model, "messages": history, **options}))
+                except ApiError as error:
+                    if not interactive:
+                        raise
+                    history.pop()  # as if it had not been said: the next message may be answered
+                    console.print(error.message, style="red", markup=False, highlight=False)
+                else:
+                    history.append({"role": "assistant", "content": answer})
 
 
 def plain(text: str) -> str:

@@ -77,12 +77,12 @@ def _take_files(folder: Path) -> int:
     raise BadConfig(f"a Redis of an earlier run still uses {folder} (see redis.pid there): stop it first")
 
 
-def check_given(url: str) -> str:
-    """Refuse a Redis that is unreachable, too old or evicts keys; its address for people, without the password."""
+def check(url: str) -> str:
+    """Refuse a Redis that is unreachable, too old or evicts keys; what to tell people of it, without the password."""
     with contextlib.closing(connect(url, "up")) as client:
         address = _address(client)
         try:
-            server, memory = client.info("server"), client.info("memory")
+            server, memory, disk = (client.info(section) for section in ("server", "memory", "persistence"))
         except (RedisError, OSError) as error:
             raise BadConfig(
                 f"Redis at {address}: {error}: start it, or unset PENSTOCK_REDIS_URL and REDIS_URL to use an embedded one",
@@ -98,7 +98,7 @@ def check_given(url: str) -> str:
             "run `redis-cli CONFIG SET maxmemory-policy noeviction`, and set it in redis.conf",
             param="PENSTOCK_REDIS_URL",
         )
-    return address
+    return address if disk.get("aof_enabled") else f"{address}, without append-only file: its restart loses jobs"
 
 
 def _address(client: redis.Redis) -> str:

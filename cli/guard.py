@@ -41,17 +41,20 @@ def watch() -> None:
             groups.pop(-int(group), None)
     for group, first in groups.items():
         _signal(group, first)
-    if any(first != signal.SIGKILL for first in groups.values()):
-        time.sleep(GRACE_S)
-        for group in groups:
-            _signal(group, signal.SIGKILL)
+    deadline = time.monotonic() + GRACE_S
+    while any(_signal(group, 0) for group in groups) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for group in groups:
+        _signal(group, signal.SIGKILL)
 
 
-def _signal(group: int, number: int) -> None:
+def _signal(group: int, number: int) -> bool:
+    """Signal a whole group; False if it is gone. 0 only looks."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
-        return
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ class Supervisor:
         self._wait(self._parts, DRAIN_S, asked)
         for process in self._parts:
             if process.pid:
-                self._say(f"{process.part.label} did not end in time and is killed")
+                hurried = self._signals > max(asked, 1)
+                self._say(f"{process.part.label} {'is killed' if hurried else 'did not end in time and is killed'}")
                 process.kill()
         self._wait(self._parts, 1.0, asked)
         if self._store:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from cli import plan as planning
-from cli.embedded_redis import EmbeddedRedis, answers, check_given, write_private
+from cli.embedded_redis import EmbeddedRedis, answers, check, write_private
 from cli.lock import DirLock
 from cli.plan import Plan
 from cli.readiness import Probe, Standing
@@ -28,7 +30,6 @@ from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings
 
 LOOK_S = 0.25
-REDIS_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _redis(settings: Settings, folder: Path) -> Iterator[tuple[str, str, Embedde
     """The URL and the address of the given Redis, or of an embedded one that is still to be started."""
     given = settings.redis_url or os.environ.get("REDIS_URL", "")
     if given:
-        yield given, check_given(given), None
+        yield given, check(given), None
         return
     with contextlib.closing(EmbeddedRedis(folder, settings.redis_port)) as embedded:
         yield embedded.url, f"{embedded.address}, its files in {folder}", embedded
@@ -123,9 +124,9 @@ def _probe(supervisor: Supervisor, plan: Plan) -> Probe:
 
 def _start(supervisor: Supervisor, plan: Plan, probe: Probe, console: Console, say: Say) -> bool:
     """Start the parts and wait until all that can serve does; False if someone asked to stop first."""
-    late = time.monotonic() + REDIS_START_S
-    if not supervisor.until(lambda: answers(plan.redis_url) or time.monotonic() > late, 0.02):
+    if not supervisor.until(lambda: answers(plan.redis_url), 0.05):
         return False
+    check(plan.redis_url)  # a server on PATH may be too old
     supervisor.start(plan.api())
     for part in plan.workers():
         supervisor.start(part)
@@ -184,7 +185,13 @@ def _example(url: str, model: str, chats: bool) -> list[str]:
     return [
         "",
         "Try it:",
-        "  penstock chat",
+        f"  {_command()} chat",
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        f"  python -c '{code}'",
+        f"  python -c '{code}'  # after: pip install openai",
     ]
+
+
+def _command() -> str:
+    """How to call us again: `make up` leaves .venv/bin out of PATH."""
+    path = os.path.relpath(sys.argv[0])
+    return "penstock" if shutil.which("penstock") else sys.argv[0] if path.startswith("..") else path

@@ -6,8 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
+import openai
+import redis
 import uvicorn
 
 from api.app import create_app
@@ -22,6 +26,12 @@ from tests.conftest import free_port
 from workers.engine import fake_model
 
 MODEL = "fake"
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    """A good chat request with `fields` on top."""
+    return {"model": MODEL, "messages": HELLO, **fields}
 
 
 def fake_profile(**changes: Any) -> ModelProfile:
@@ -160,3 +170,43 @@ class ScriptedWorker:
     def close(self) -> None:
         """Close the connections."""
         self.ledger.close()
+
+
+@dataclass
+class ApiLine:
+    """One running API with a scripted worker behind it."""
+
+    url: str
+    redis_url: str
+    worker: ScriptedWorker
+    sdk: openai.OpenAI
+    http: httpx.Client
+
+    def later(self, *texts: str, finish: str = "stop") -> threading.Thread:
+        """Answer the next job, in the background."""
+
+        def answer() -> None:
+            attempt = self.worker.claim()
+            attempt.say(*texts)
+            attempt.end(finish)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        return thread
+
+    def keys(self, pattern: str) -> list[str]:
+        with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
+            return sorted(client.scan_iter(pattern))
+
+
+@contextmanager
+def api_line(redis_url: str, **settings: Any) -> Iterator[ApiLine]:
+    """An API with a scripted worker that is ready."""
+    worker = ScriptedWorker(redis_url).appear()
+    with (
+        serve(settings_of(redis_url, **settings)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as sdk,
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
+        yield ApiLine(url, redis_url, worker, sdk, http)
+    worker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query
@@ -19,6 +20,8 @@ from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused, UnknownJo
 from tasks.jobs import Job, JobState, is_id
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+log = logging.getLogger("penstock.api")
 
 TENANT = "default"
 
@@ -45,6 +48,7 @@ async def create(
     except QueueFull:
         raise queue_full(body.model, admitted.view) from None
     if not submitted.existing:
+        log.info("request %s is job %s", request_id, spec.id)
         parts.metrics.prompt_tokens.labels(spec.model).inc(spec.prompt_tokens)
     job, position = await _get(parts, submitted.id)
     headers = {"location": f"/v1/jobs/{job.id}", **streams.queue_headers(parts, job.spec, position)}

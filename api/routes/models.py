@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -35,7 +36,7 @@ def _model(parts: Parts, name: str) -> dict[str, Any]:
         "object": "model",
         "created": int(min((card.started for card in view.cards), default=0)),
         "owned_by": "penstock",
-        "root": entry.path or entry.engine,
+        "root": name if Path(entry.path).is_absolute() else entry.path or name,
         "max_model_len": profile.max_model_len if profile else entry.max_model_len,
         "ready": view.is_ready,
         "chat": bool(profile and profile.chat_template),

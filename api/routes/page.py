@@ -1,7 +1,11 @@
-"""GET /: a small static page: the models, ready or not, and where everything is."""
+"""GET /: a small static page: the models, ready or not, and where everything is. GET /docs: the API, from its schema.
+
+Nothing comes from elsewhere: the machine may have no network.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -11,30 +15,26 @@ from api.deps import PartsDep
 
 router = APIRouter(include_in_schema=False)
 
-_FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": "default-src 'self'"}
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.js": ("docs.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
 
 
-def _file(name: str) -> Response:
-    return Response((files("api") / "static" / name).read_bytes(), media_type=_FILES[name], headers=_HEADERS)
+def _serve(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def serve() -> Response:
+        return Response((files("api") / "static" / name).read_bytes(), media_type=media_type, headers=_HEADERS)
+
+    return serve
 
 
-@router.get("/")
-async def index() -> Response:
-    """The page."""
-    return _file("index.html")
-
-
-@router.get("/page.css")
-async def style() -> Response:
-    """Its style."""
-    return _file("page.css")
-
-
-@router.get("/page.js")
-async def script() -> Response:
-    """Its script."""
-    return _file("page.js")
+for path, (name, media_type) in _FILES.items():
+    router.add_api_route(path, _serve(name, media_type), methods=["GET"])
 
 
 @router.get("/page.json")

@@ -27,9 +27,11 @@ async function refresh() {
 
 async function link() {
   const places = await (await fetch("/page.json")).json();
+  const link = document.getElementById("flower");
   const flower = new URL(window.location.href);
   flower.port = String(places.flower_port);
-  document.getElementById("flower").href = flower.origin;
+  link.href = flower.origin;
+  link.closest("li").hidden = places.flower_port === 0;
 }
 
 refresh();

@@ -15,7 +15,7 @@ from api.relay import Relay
 from tasks.events import START
 from tasks.keys import key
 from tests.api_server import MODEL, ScriptedWorker
-from tests.integration.relay_rig import make_spec, read_count, relays
+from tests.integration.relay_rig import make_spec, read_count, relays, running
 from tests.processes import wait_until
 
 
@@ -107,6 +107,17 @@ async def test_a_lost_end_is_found_when_idle(redis_url: str) -> None:
     worker.close()
 
 
+async def test_a_reconnect_looks_into_the_logs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published while the channel was away comes at once, not only when the reader has been idle."""
+    monkeypatch.setattr(api.reader, "IDLE_S", 60.0)
+    monkeypatch.setattr(api.reader, "IN_LINE_S", 60.0)
+    async with running(redis_url, 1) as (relay, reader, _, attempt, client):
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        attempt.say("meanwhile")
+        assert [at.seq for at, _ in await read_count(reader.next, 1)] == [3]
+        relay.leave(reader, 0)
+
+
 async def test_the_last_reader_to_leave_cancels(redis_url: str) -> None:
     """Two readers of a job that is not stored: nothing happens when the first goes, all when the second does."""
     worker = ScriptedWorker(redis_url)
@@ -121,12 +132,12 @@ async def test_the_last_reader_to_leave_cancels(redis_url: str) -> None:
         assert attempt.renew() == "ok"
         relay.leave(second, 0)
         await asyncio.to_thread(wait_until, lambda: attempt.renew() == "cancel", "the cancel", 5.0)
-        assert not relay._watches
+        await asyncio.to_thread(wait_until, lambda: not relay._watches, "the end of the watch", 5.0)
     worker.close()
 
 
 async def test_leaving_and_coming_back_at_once_does_not_cancel_for_good(redis_url: str) -> None:
-    """Attach and detach of one job never overtake each other: the last word wins."""
+    """Attach and detach of one job never overtake each other, and one that is back was never away."""
     worker = ScriptedWorker(redis_url)
     async with relays(redis_url) as (store, [relay]):
         spec = make_spec(store=False)
@@ -134,7 +145,7 @@ async def test_leaving_and_coming_back_at_once_does_not_cancel_for_good(redis_ur
         await store.submit(spec, limit=10, api=relay.api)
         attempt = worker.claim()
         for _ in range(200):
-            relay.leave(reader, 30)
+            relay.leave(reader, 0)
             reader = relay.open(spec.id, MODEL, START)
             await reader.attach()
         with redis.Redis.from_url(redis_url, decode_responses=True) as client:
