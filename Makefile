@@ -14,7 +14,7 @@ INPUTS  := pyproject.toml constraints.txt
 .PHONY: help up install test check fix pytest test-compose browser clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(VENV)/.run ## install into .venv if needed, then run everything; Ctrl-C drains (ARGS='--port 9000')
 	@exec $(BIN)/penstock up $(ARGS)
@@ -37,7 +37,7 @@ pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 	$(BIN)/python -m pytest $(ARGS)
 
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
-	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -v --timeout 2400 $(ARGS)
+	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
 # Tests that drive a browser skip themselves without one. In CI (CI=true) that would hide them, so it is an error.
 browser: ## install chromium for the browser tests, where there are any and it is missing (needs root and apt-get)
@@ -56,7 +56,7 @@ clean: ## remove .venv, caches and build output; the data directory .penstock st
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Penstock needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; \
+	  echo "Penstock needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; \
 	  exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)

@@ -31,7 +31,6 @@ def main() -> int:
         settings = load_settings()
         catalog = load_catalog(settings.models)
         redis_url(settings)
-        _check_level(settings)
         port = _bind(settings)
     except BadConfig as error:
         sys.stderr.write(f"penstock: {error.message}\n")
@@ -84,12 +83,6 @@ def _bind(settings: Settings) -> socket.socket:
         raise BadConfig(text, param="PENSTOCK_PORT") from None
     port.set_inheritable(True)
     return port
-
-
-def _check_level(settings: Settings) -> None:
-    if settings.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        text = f"PENSTOCK_LOG_LEVEL: {settings.log_level!r} is none of DEBUG, INFO, WARNING, ERROR"
-        raise BadConfig(text, param="PENSTOCK_LOG_LEVEL")
 
 
 def _allow_many_connections() -> None:

@@ -45,6 +45,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         lifespan=partial(_lifespan, settings, catalog, url),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the redirect would lead to wherever the Host header says
     )
     errors.install(app)
     for module in (chat, completions, jobs, models, workers, health, page):

@@ -141,7 +141,11 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _internal(request: Request, error: Exception) -> JSONResponse:
-    return response_of(PenstockError("an internal error; the server's log has the details", code=ErrorCode.INTERNAL))
+    """Answered outside of `api.middleware`, so the request's id must be put in here."""
+    request_id = str(request.state.request_id)
+    log.error("request %s met an internal error", request_id)
+    internal = PenstockError("an internal error; the server's log has the details", code=ErrorCode.INTERNAL)
+    return response_of(internal, {"x-request-id": request_id})
 
 
 def from_validation(errors: Sequence[Any]) -> PenstockError:

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from tasks.errors import ErrorCode, PenstockError, StoreDown
 from tasks.events import START, End, Entry, EntryId, Started
@@ -26,6 +27,8 @@ PAGE = 500
 #: A silence after which the log and the record are read; shorter in line, for the position.
 IDLE_S = 2.0
 IN_LINE_S = 1.0
+#: What a look into the log may take beyond the time that is left.
+MOMENT_S = 0.25
 #: How long a reader bears a Redis that is down.
 OUTAGE_S = 120.0
 
@@ -72,9 +75,9 @@ class Reader:
         self._pending: deque[Item] = deque()
         self._wake = asyncio.Event()
         self._stale = False
-        self._in_line = True
         self._check_at = time.monotonic() + IN_LINE_S
         self._down_since: float | None = None
+        self._catching_up: asyncio.Task[list[Item]] | None = None
 
     def push(self, items: Sequence[Item]) -> None:
         """Live entries, from the relay."""
@@ -102,24 +105,41 @@ class Reader:
         return attached
 
     async def next(self, timeout_s: float) -> list[Item]:
-        """The entries that came, possibly none, after at most `timeout_s` seconds (a slow Redis aside)."""
-        if not self._pending and not self._stale:
-            wait_s = min(timeout_s, self._check_at - time.monotonic())
-            if wait_s > 0:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-        self._wake.clear()
-        items = self._take()
-        if not items and time.monotonic() >= self._check_at:
-            self._stale = True
-        if self._stale and not self.ended:
-            items += await self._catch_up()
+        """The entries that came, possibly none, after at most `timeout_s` seconds and a moment, whatever Redis does."""
+        deadline = time.monotonic() + timeout_s
+        items: list[Item] = []
+        if not self._catching_up:
+            if not self._pending and not self._stale:
+                await self._woken(min(deadline, self._check_at) - time.monotonic())
+            self._wake.clear()
+            items = self._take()
+            if not items and time.monotonic() >= self._check_at:
+                self._stale = True
+        if self._catching_up or (self._stale and not self.ended):
+            items += await self._caught_up(deadline - time.monotonic())
         if items:
             self._check_at = time.monotonic() + IDLE_S
         return items
+
+    async def _woken(self, timeout_s: float) -> None:
+        if timeout_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+
+    async def _caught_up(self, timeout_s: float) -> list[Item]:
+        """What `_catch_up` finds, as soon as it has; nothing is taken from the channel before."""
+        task = self._catching_up or asyncio.create_task(self._catch_up())
+        self._catching_up = task
+        try:
+            await asyncio.wait([task], timeout=max(MOMENT_S, timeout_s))
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done():
+            return []
+        self._catching_up = None
+        return task.result()
 
     def _take(self) -> list[Item]:
         """The pending entries that continue the last one; a gap makes the reader stale."""
@@ -141,7 +161,7 @@ class Reader:
     def _accept(self, item: Item) -> None:
         self.last, entry = item
         if isinstance(entry, Started):
-            self._in_line, self.position = False, None
+            self.position = None
         elif isinstance(entry, End):
             self.ended = True
 
@@ -158,8 +178,7 @@ class Reader:
         self._down_since = None
         if attached is None:
             raise JobLost("the job's record is gone")
-        self._in_line = attached.state is JobState.QUEUED
-        self._check_at = time.monotonic() + (IN_LINE_S if self._in_line else IDLE_S)
+        self._check_at = time.monotonic() + (IN_LINE_S if attached.state is JobState.QUEUED else IDLE_S)
         return self._follow(attached, page)
 
     def _follow(self, attached: Attached, page: list[Item]) -> list[Item]:
@@ -174,7 +193,7 @@ class Reader:
             raise EventsExpired("the job ended, and its events are not kept any more")
         for item in page:
             self._accept(item)
-        self._stale = more and not self.ended
+        self._stale |= more and not self.ended  # an overflow or a break meanwhile counts, too
         return page
 
     def _diverged(self, attached: Attached, page: list[Item]) -> list[Item]:

@@ -51,6 +51,7 @@ class Relay:
         self._watches: dict[str, _Watch] = {}
         self._subscribed = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._puzzled = False
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; after every break all readers look into their logs."""
@@ -145,10 +146,16 @@ class Relay:
                 reader.resync()
 
     def _deliver(self, data: str) -> None:
-        for job_id, rows in json.loads(data):
-            watch = self._watches.get(job_id)
-            if watch is None:
-                continue
-            items = [(EntryId.parse(entry_id), decode(entry)) for entry_id, entry in rows]
-            for reader in watch.readers:
-                reader.push(items)
+        try:
+            for job_id, rows in json.loads(data):
+                watch = self._watches.get(job_id)
+                if watch is None:
+                    continue
+                items = [(EntryId.parse(entry_id), decode(entry)) for entry_id, entry in rows]
+                for reader in watch.readers:
+                    reader.push(items)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if not self._puzzled:  # a newer worker would say it a hundred times a second
+                log.warning("a message on the relay's channel makes no sense (%r): readers use their logs", error)
+            self._puzzled = True
+            self._resync()

@@ -16,7 +16,7 @@ from api.unsupported import (
     UNSUPPORTED_COMPLETION,
     UNSUPPORTED_JOB,
     UNSUPPORTED_MESSAGE,
-    check_unicode,
+    check_text,
     drop_neutral,
     refuse_tools,
 )
@@ -83,8 +83,8 @@ class GenerationRequest(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _unicode(cls, data: Any) -> Any:
-        check_unicode(data)
+    def _text(cls, data: Any) -> Any:
+        check_text(data)
         return data
 
     @field_validator("stop")

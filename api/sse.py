@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
@@ -16,8 +16,10 @@ from tasks.errors import ErrorCode, PenstockError
 
 log = logging.getLogger("penstock.sse")
 
-#: A client that takes nothing for this long is gone.
+#: A client that does not take a piece within this time is gone.
 SEND_TIMEOUT_S = 30.0
+#: What is sent at once, unless a single entry is larger: a slow client must be able to take it within the time.
+PIECE_BYTES = 32_768
 #: How long a stream may take to say good-bye when the server goes away.
 FAREWELL_S = 3.0
 #: How often a waiting client may hear its place in line, and how often a stream looks whether the server goes away.
@@ -92,9 +94,11 @@ class Narrator:
                 self._reader.rewind()
                 yield b"event: rewind\ndata: {}\n\n"
                 continue
-            data = b"".join([self._render.frames(at, entry) for at, entry in items])
-            self._begun = self._begun or bool(data)
-            if data := data or self._place_in_line() or self._keep_alive():
+            said = False
+            for data in _pieces([self._render.frames(at, entry) for at, entry in items]):
+                self._begun = said = True
+                yield data
+            if not said and (data := self._place_in_line() or self._keep_alive()):
                 yield data
         yield self._render.close()
 
@@ -120,3 +124,18 @@ class Narrator:
     def _comment(self, text: str) -> bytes:
         """Once an id was sent, without the blank line: OpenAI's Python SDK takes that for an empty event and fails."""
         return f": {text}\n{'' if self._begun else chr(10)}".encode()
+
+
+def _pieces(frames: list[bytes]) -> Iterator[bytes]:
+    """The frames joined, whole ones, up to `PIECE_BYTES` at a time."""
+    piece: list[bytes] = []
+    size = 0
+    for data in frames:
+        if piece and size + len(data) > PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+        if data:
+            piece.append(data)
+            size += len(data)
+    if piece:
+        yield b"".join(piece)

@@ -38,6 +38,9 @@ UNSUPPORTED_MESSAGE: Final[dict[str, tuple[Any, ...]]] = {
 }
 UNSUPPORTED_JOB: Final[dict[str, tuple[Any, ...]]] = {"webhook": ()}
 
+#: No request needs more. The JSON parser bears a thousand, at which Python code that follows the nesting gives up.
+DEEPEST: Final = 64
+
 
 def drop_neutral(data: Any, table: dict[str, tuple[Any, ...]], at: str = "") -> Any:
     """Without the unsupported fields that ask for nothing; raises for one that asks."""
@@ -51,8 +54,13 @@ def drop_neutral(data: Any, table: dict[str, tuple[Any, ...]], at: str = "") -> 
     return {name: value for name, value in data.items() if name not in table}
 
 
-def check_unicode(data: Any, at: str = "") -> None:
-    """JSON can spell half of a character (\\ud800), which is no text: nothing behind this could write it down."""
+def check_text(data: Any, at: str = "", depth: int = 0) -> None:
+    """JSON can spell half of a character (\\ud800), which is no text: nothing behind this could write it down.
+
+    Refuses what is nested too deeply as well.
+    """
+    if depth > DEEPEST:
+        raise Refused("the body is nested too deeply", code=ErrorCode.INVALID_JSON)
     if isinstance(data, str):
         try:
             data.encode()
@@ -61,11 +69,11 @@ def check_unicode(data: Any, at: str = "") -> None:
             raise Refused(text, param=at or None) from None
     elif isinstance(data, dict):
         for name, value in data.items():
-            check_unicode(name, at)
-            check_unicode(value, f"{at}.{name}" if at else name)
+            check_text(name, at, depth)
+            check_text(value, f"{at}.{name}" if at else name, depth + 1)
     elif isinstance(data, list):
         for i, value in enumerate(data):
-            check_unicode(value, f"{at}[{i}]")
+            check_text(value, f"{at}[{i}]", depth + 1)
 
 
 def refuse_tools(rows: list[Any]) -> None:

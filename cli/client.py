@@ -65,7 +65,10 @@ class Client:
     def __init__(self, url: str = "") -> None:
         self.url = (url or default_url()).rstrip("/").removesuffix("/v1")
         timeout = httpx.Timeout(30.0, connect=5.0)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ApiError(f"{self.url} is no URL: {error}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -75,11 +78,11 @@ class Client:
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         """GET a JSON object."""
-        return cast(dict[str, Any], self._request("GET", path, params=params).json())
+        return self._object(self._request("GET", path, params=params))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST a JSON object."""
-        return cast(dict[str, Any], self._request("POST", path, json=body).json())
+        return self._object(self._request("POST", path, json=body))
 
     def metrics(self) -> str:
         """The text of /metrics."""
@@ -97,6 +100,12 @@ class Client:
     def chat(self, body: dict[str, Any]) -> ChatStream:
         """Start a chat whose answer is kept, so that its stream can be taken up again."""
         return ChatStream(self._http, self.url, body | {"stream": True, "store": True})
+
+    def _object(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            return cast(dict[str, Any], response.json())
+        except ValueError:
+            raise ApiError(f"{response.request.url} answers with no JSON: is {self.url} Penstock?") from None
 
     def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
@@ -172,7 +181,10 @@ class ChatStream:
                 self._done = True
                 return
             elif field == "data" and value:
-                yield from self._chunk(json.loads(value))
+                chunk = json.loads(value)
+                if (chunk.get("error") or {}).get("code") == "server_shutdown":
+                    return  # a break like any other: the job goes on without its server
+                yield from self._chunk(chunk)
 
     def _chunk(self, chunk: dict[str, Any]) -> Iterator[Text]:
         if chunk.get("error"):

@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -72,7 +71,8 @@ class Plan:
         return Part("flower", "Flower", argv, self._env({}))
 
     def _worker(self, entry: ModelEntry, replica: int, gpus: list[int], threads: int) -> Part:
-        name = f"{re.sub(r'[^A-Za-z0-9._-]', '-', entry.name)}-{replica}"
+        # neither sign may stand in a model's name, so no two models share a log
+        name = f"{entry.name.replace('/', '+').replace(':', '=')}-{replica}"
         own = {
             "PENSTOCK_MODEL": entry.name,
             "PENSTOCK_GPUS": ",".join(map(str, gpus)),

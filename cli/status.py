@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from cli.client import Client
 
@@ -59,7 +60,7 @@ def _workers(cards: list[dict[str, Any]]) -> Table:
         state = card["state"] + (f": {card['error']}" if card.get("error") else "")
         heard = f"{max(0.0, time.time() - card['heartbeat']):.0f} s ago"
         numbers = _text(card["running"], card["lanes"], round(card["tokens_per_s"]), f"{card['kv_used']:.0%}")
-        table.add_row(card["name"], card["model"], state, device, *numbers, heard)
+        table.add_row(*map(Text, (card["name"], card["model"], state, device, *numbers, heard)))  # no markup
     return table
 
 

@@ -27,7 +27,7 @@ from cli.readiness import Probe, Standing
 from cli.supervisor import Say, Supervisor, quietly
 from tasks.catalog import load_catalog
 from tasks.errors import BadConfig
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings, load_settings, redis_url
 
 LOOK_S = 0.25
 
@@ -90,8 +90,8 @@ def _owned(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _redis(settings: Settings, folder: Path) -> Iterator[tuple[str, str, EmbeddedRedis | None]]:
     """The URL and the address of the given Redis, or of an embedded one that is still to be started."""
-    given = settings.redis_url or os.environ.get("REDIS_URL", "")
-    if given:
+    if settings.redis_url or os.environ.get("REDIS_URL"):
+        given = redis_url(settings)
         yield given, check(given), None
         return
     with contextlib.closing(EmbeddedRedis(folder, settings.redis_port)) as embedded:

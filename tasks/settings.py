@@ -9,20 +9,23 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from tasks.errors import BadConfig
 
 PREFIX = "PENSTOCK_"
+#: Ten years. Redis refuses expiries far beyond, half-way through a script.
+LONGEST_S = 10 * 365 * 86400
 
 
 class Settings(BaseSettings):
     """All settings of all processes; each description is the documentation."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="address that the API and Flower listen on")
     port: int = Field(8000, ge=0, le=65535, description="port of the API and the web page")
@@ -38,13 +41,15 @@ class Settings(BaseSettings):
     lease_s: float = Field(5.0, gt=0.2, description="a job whose worker is silent this long goes to another")
     step_timeout_s: float = Field(30.0, gt=0, description="a step that takes longer counts as hung")
     orphan_s: float = Field(30.0, ge=0, description="how long a stream's job outlives an API process that died")
-    retention_s: int = Field(86400, ge=1, description="how long finished jobs and stored answers are kept")
-    retention_stream_s: int = Field(600, ge=1, description="how long other finished answers are kept")
+    retention_s: int = Field(
+        86400, ge=1, le=LONGEST_S, description="how long finished jobs and stored answers are kept"
+    )
+    retention_stream_s: int = Field(600, ge=1, le=LONGEST_S, description="how long other finished answers are kept")
     max_strikes: int = Field(3, ge=1, description="deaths while alone that make a job poison")
     max_losses: int = Field(20, ge=1, description="lost leases after which a job fails")
     max_body_bytes: int = Field(4_000_000, ge=1024, description="larger request bodies are refused")
     keepalive_s: float = Field(10.0, gt=0, le=15, description="longest silence on an SSE stream")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -76,4 +81,9 @@ def redis_url(settings: Settings) -> str:
         url = written.read_text().strip()
     if not url:
         raise BadConfig(f"no Redis: set PENSTOCK_REDIS_URL, or run `penstock up` (which writes {written})")
+    try:
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:  # its text may show a part of the password
+        text = "PENSTOCK_REDIS_URL or REDIS_URL: no URL of a Redis, which looks like redis://:password@127.0.0.1:6379/0"
+        raise BadConfig(text, param="PENSTOCK_REDIS_URL") from None
     return url

@@ -36,7 +36,7 @@ class Lanes:
         self._worker = worker
 
     def serve(self) -> str:
-        """Serve one ticket. Returns what became of it, for the log."""
+        """Serve one ticket. Returns what became of it."""
         if not self._admission.enter():
             return "draining"
         admitted: Attempt | None = None

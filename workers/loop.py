@@ -122,9 +122,7 @@ class EngineLoop:
         if order is Order.REMOVE or attempt.is_over:
             self._forget(engine, attempt)
         elif attempt.stopping is not None and attempt not in self._placed:
-            attempt.stop()
-            self._touched[attempt] = None
-            self._forget(engine, attempt)
+            self._end_stopped(engine, attempt)
         elif attempt.stopping is not None:
             for choice in attempt.open_choices():
                 engine.cancel(attempt.rid(choice))
@@ -168,8 +166,15 @@ class EngineLoop:
                 return
             self._rids[request.rid] = (attempt, choice)
 
+    def _end_stopped(self, engine: Engine, attempt: Attempt) -> None:
+        attempt.stop()
+        self._touched[attempt] = None
+        self._forget(engine, attempt)
+
     def _withdraw(self, engine: Engine, attempt: Attempt) -> None:
-        if attempt in self._placed:
+        if attempt.stopping is not None:  # its last events would be taken for those of a withdrawal, and it would go on
+            self._end_stopped(engine, attempt)
+        elif attempt in self._placed:
             self._placed.discard(attempt)
             for choice in attempt.open_choices():
                 rid = attempt.rid(choice)

@@ -51,7 +51,8 @@ def choose_threads(settings: Settings, catalog: Catalog) -> None:
     if settings.threads == 0 and "OMP_NUM_THREADS" in os.environ:
         return
     workers = max(1, sum(entry.replicas for entry in catalog.entries.values()))
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = settings.threads or max(1, cores // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 

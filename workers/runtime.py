@@ -3,7 +3,8 @@
     start   heartbeat (card: loading) → engine thread loads the model → publisher, leases → profile, card: ready
             → only then does Celery consume tickets
     drain   admission closed → draining in the store: nothing is claimed any more → the engine ends its step
-            → publisher flushed → every job released with its tokens → leases, publisher, heartbeat end
+            → publisher flushed → every job released with its tokens → leases, publisher, heartbeat end;
+            whatever holds this up, the process is gone after `DRAIN_LIMIT_S`
 
 Threads: Celery's hub, the lanes, the engine, the publisher, the leases, the heartbeat, and one that waits for the word
 to drain. Lanes wait, the engine computes, only the publisher writes logs. A thread that fails in a way nobody foresaw
@@ -49,6 +50,7 @@ EXIT_BUG = 6
 CONNECTIONS = 16  # lanes need one only while they claim and read
 STEP_GRACE_S = 2.0  # how long a drain waits for the step that runs
 FLUSH_S = 1.0
+DRAIN_LIMIT_S = 5.0  # then the process goes: a silent Redis would hold the drain, and Celery after it
 
 
 class WorkerRuntime:
@@ -87,9 +89,10 @@ class WorkerRuntime:
             raise SystemExit(EXIT_LOAD_FAILED)
         self._spawn("publisher", self._publisher.run)
         self._spawn("leases", self._keeper.run)
-        self._spawn("drain", self._drain)
-        self._state = "ready"
         self._heartbeat.publish(replace(engine.profile, max_num_seqs=engine.max_num_seqs))
+        self._state = "ready"
+        self._heartbeat.beat()
+        self._spawn("drain", self._drain)
         log.info("%s serves %s on %d lanes", self.name, self._entry.name, engine.max_num_seqs)
 
     def begin_drain(self) -> None:
@@ -128,12 +131,16 @@ class WorkerRuntime:
 
     def _drain(self) -> None:
         self._drain_wanted.get()
+        limit = threading.Timer(DRAIN_LIMIT_S, self._cut_drain)
+        limit.daemon = True
+        limit.start()
         self._state = "draining"
         self._admission.close()
         try:
             self._ledger.drain(self.name)
         except StoreDown as error:
             log.warning("draining without the store's knowledge: %s", error)
+        self._heartbeat.beat()  # the last card outlives the process: it must not say ready
         self._loop.exit()
         if not self._loop.exited.wait(STEP_GRACE_S):
             log.warning("the engine's step takes long: giving its jobs back without it")
@@ -143,6 +150,10 @@ class WorkerRuntime:
         for part in (self._keeper, self._publisher, self._heartbeat):
             part.close()
         self._drained.set()
+
+    def _cut_drain(self) -> None:
+        log.warning("the drain takes too long: the process ends, what it still holds lapses with its lease")
+        leave(0)
 
     def _release(self, attempts: list[Attempt]) -> int:
         """Give jobs back with their tokens. What cannot be given back lapses with its lease."""

@@ -17,7 +17,7 @@ from api.positions import position_of
 from api.render import fold, job_object
 from api.schemas import ChatJob, JobRequest
 from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused, UnknownJob
-from tasks.jobs import Job, JobState, is_id
+from tasks.jobs import Job, JobSpec, JobState, is_id
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -47,12 +47,21 @@ async def create(
         )
     except QueueFull:
         raise queue_full(body.model, admitted.view) from None
-    if not submitted.existing:
+    if submitted.existing:
+        job, position = await _get(parts, submitted.id)
+    else:
         log.info("request %s is job %s", request_id, spec.id)
         parts.metrics.prompt_tokens.labels(spec.model).inc(spec.prompt_tokens)
-    job, position = await _get(parts, submitted.id)
+        job, position = _accepted(spec, submitted.created_ms), submitted.position
     headers = {"location": f"/v1/jobs/{job.id}", **streams.queue_headers(parts, job.spec, position)}
     return JSONResponse(await _view(parts, job, position), 202, headers)
+
+
+def _accepted(spec: JobSpec, created_ms: int) -> Job:
+    """The job as it was submitted. Asking Redis again could fail, and a refusal would be repeated by the client."""
+    numbers = dict.fromkeys(("fence", "attempt", "seq", "tokens", "strikes", "losses"), 0)
+    nothing = dict.fromkeys(("started", "finished", "code", "message", "worker"))
+    return Job(spec=spec, state=JobState.QUEUED, cancel=False, created=created_ms, **numbers, **nothing)  # type: ignore[arg-type]
 
 
 @router.get("")
@@ -71,7 +80,7 @@ async def index(
         "object": "list",
         "data": rows,
         "first_id": rows[0]["id"] if rows else None,
-        "last_id": rows[-1]["id"] if rows else None,
+        "last_id": ids[:limit][-1] if ids else None,  # not the last row's: jobs that are not kept any more have none
         "has_more": len(ids) > limit,
     }
 

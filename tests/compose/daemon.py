@@ -51,9 +51,8 @@ def docker_daemon(images: tuple[str, ...]) -> Iterator[dict[str, str]]:
     if usable(env):
         yield env
         return
-    missing = [name for name in ("docker", "dockerd", "debootstrap") if shutil.which(name) is None]
-    if missing or os.geteuid() != 0:
-        raise NoDocker(f"no Docker daemon answers; to start one takes root and: {', '.join(missing) or 'no more'}")
+    if os.geteuid() != 0 or not all(map(shutil.which, ("docker", "dockerd", "debootstrap"))):
+        raise NoDocker("no Docker daemon answers; starting one takes root and Debian's docker.io and debootstrap")
     env["DOCKER_HOST"] = f"unix://{FOLDER}/docker.sock"
     settings = _pip_settings()
     if settings.keys() & {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}:
@@ -77,7 +76,8 @@ def _start(env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         raise NoDocker(f"another run uses {FOLDER} (dockerd has pid {pid}): wait for its end, or set COMPOSE_TEST_DIR")
     paths = ["--data-root", FOLDER / "data", "--exec-root", FOLDER / "exec", "--pidfile", FOLDER / "docker.pid"]
     network = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
-    argv = ["dockerd", "--host", env["DOCKER_HOST"], *map(str, paths), *network]
+    leash = ["setpriv", "--pdeathsig", "TERM"]  # it ends with us, however we end
+    argv = [*leash, "dockerd", "--host", env["DOCKER_HOST"], *map(str, paths), *network]
     with (FOLDER / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + START_S

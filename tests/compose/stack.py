@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tests.compose.daemon import run
+from tests.compose.daemon import NoDocker, run
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "penstock-test"
 BUILD_S, UP_S, DOWN_S, HEALTHY_S = 1500, 180, 120, 240
+#: A container that ended so often does not come up.
+RESTARTS = 4
 
 
 def base_images() -> tuple[str, ...]:
@@ -39,6 +42,8 @@ class Stack:
     def __init__(self, env: Mapping[str, str], folder: Path) -> None:
         self.env = {**env, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", "PENSTOCK_THREADS": "1"}
         self._plugin = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
+        if not self._plugin and shutil.which("docker-compose") is None:
+            raise NoDocker("neither `docker compose` nor docker-compose is installed")
         self.redis_port, self.api_port, self.flower_port = free_port(), free_port(), free_port()
         self.file = folder / "compose.yaml"
         config = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -81,16 +86,16 @@ class Stack:
         return self.docker("exec", self.container(service), *argv)
 
     def wait_healthy(self, *services: str) -> None:
-        """Until all of them are healthy. Raises RuntimeError with their logs if that takes too long."""
+        """Until all of them are healthy. Raises RuntimeError with their logs if that takes too long or one keeps dying."""
         end = time.monotonic() + HEALTHY_S
         while True:
-            states = {name: self.inspect(name)["State"] for name in services}
-            ill = {name: state for name, state in states.items() if not _is_well(state)}
+            seen = {name: self.inspect(name) for name in services}
+            ill = {name: seen[name] for name in services if not _is_well(seen[name]["State"])}
             if not ill:
                 return
-            if time.monotonic() > end:
-                checks = {name: state.get("Health", {}).get("Log", [])[-1:] for name, state in ill.items()}
-                raise RuntimeError(f"not healthy after {HEALTHY_S} s: {checks}\n{self.logs(*ill)}")
+            if time.monotonic() > end or any(one["RestartCount"] > RESTARTS for one in ill.values()):
+                checks = {name: one["State"].get("Health", {}).get("Log", [])[-1:] for name, one in ill.items()}
+                raise RuntimeError(f"not healthy: {checks}\n{self.logs(*ill)}")
             time.sleep(0.5)
 
     def logs(self, *services: str) -> str:

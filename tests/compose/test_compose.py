@@ -80,6 +80,10 @@ def test_nothing_of_ours_runs_as_root(stack: Stack) -> None:
     assert {service: stack.inside(service, "id", "-un").strip() for service in OURS} == dict.fromkeys(OURS, "penstock")
 
 
+def test_the_worker_can_keep_what_it_downloads(stack: Stack) -> None:
+    stack.inside("worker", "sh", "-c", 'echo > "$HOME/.cache/huggingface/kept"')
+
+
 def test_flower_answers(stack: Stack) -> None:
     page = httpx.get(f"{stack.flower_url}/workers", timeout=30, follow_redirects=True)
     assert page.status_code == 200

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from api.sse import PIECE_BYTES
 from tests.api_server import ApiLine, chat_body
 from tests.processes import wait_until
 
@@ -94,3 +97,23 @@ def test_a_stored_chat_is_kept_and_taken_up_again(line: ApiLine) -> None:
         assert rest.text.endswith("data: [DONE]\n\n")
     done = line.sdk.chat.completions.retrieve(job_id)
     assert done.choices[0].message.content == "abcd"
+
+
+def test_a_long_log_is_sent_in_pieces(line: ApiLine) -> None:
+    """A piece has a time limit, so a client that reads slowly, but reads, must be able to take one in it."""
+    job = line.http.post("/v1/jobs", json=chat_body()).json()["id"]
+    attempt = line.worker.claim()
+    for _ in range(3):
+        attempt.say(*["x" * 1000] * 200)
+    attempt.end()
+    sizes, reply = [], b""
+    with socket.create_connection(httpx.URL(line.url).netloc.decode().split(":"), 20) as client:  # type: ignore[arg-type]
+        client.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        while data := client.recv(65536):
+            reply += data
+    body = reply.partition(b"\r\n\r\n")[2]
+    while (head := re.match(rb"([0-9a-f]+)\r\n", body)) and int(head[1], 16):
+        sizes.append(int(head[1], 16))
+        body = body[head.end() + sizes[-1] + 2 :]
+    assert sum(sizes) > 600_000
+    assert max(sizes) <= PIECE_BYTES

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from tests.api_server import MODEL, ApiLine
 from tests.processes import wait_until
@@ -144,6 +145,36 @@ def test_lists_page_by_page(line: ApiLine) -> None:
         page = line.http.get("/v1/jobs", params={"limit": 2, "after": page["last_id"]}).json()
     assert sorted(seen) == sorted(ids)
     assert line.http.get("/v1/jobs", params={"after": "job_"}).status_code == 400
+
+
+def test_a_list_goes_on_past_jobs_that_are_not_kept(line: ApiLine) -> None:
+    ids = [submit(line)["id"] for _ in range(3)]
+    listed = [row["id"] for row in line.http.get("/v1/jobs").json()["data"]]
+    with redis.Redis.from_url(line.redis_url) as client:
+        client.delete(f"penstock:job:{listed[0]}")
+    page = line.http.get("/v1/jobs", params={"limit": 1}).json()
+    assert (page["data"], page["last_id"], page["has_more"]) == ([], listed[0], True)
+    page = line.http.get("/v1/jobs", params={"limit": 1, "after": page["last_id"]}).json()
+    assert page["data"][0]["id"] == listed[1]
+    assert len(ids) == 3
+
+
+def test_an_accepted_job_is_answered_without_another_look(line: ApiLine) -> None:
+    """A Redis that goes away after the submit must not turn an accepted job into a refusal, which clients repeat."""
+    with redis.Redis.from_url(line.redis_url) as client:
+        client.config_resetstat()
+        assert submit(line)["queue"]["position"] == 1
+        calls = client.info("commandstats")
+    assert "cmdstat_hgetall" not in calls
+
+
+def test_an_internal_error_names_its_request(line: ApiLine) -> None:
+    job = submit(line)
+    with redis.Redis.from_url(line.redis_url) as client:
+        client.hset(f"penstock:job:{job['id']}", "spec", "{}")
+    broken = line.http.get(f"/v1/jobs/{job['id']}", headers={"x-request-id": "mine"})
+    assert (broken.status_code, broken.json()["error"]["code"]) == (500, "internal_error")
+    assert broken.headers["x-request-id"] == "mine"
 
 
 def test_any_id_works(line: ApiLine) -> None:

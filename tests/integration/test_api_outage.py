@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,14 @@ class OwnRedis:
             self._process.kill()
             self._process.wait(10)
             self._process = None
+
+    def hang(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
 
 
 def ping(client: redis.Redis) -> bool:
@@ -93,4 +103,30 @@ def test_a_stream_outlives_a_restart_of_redis(own_redis: OwnRedis) -> None:
         texts += [chunk.choices[0].delta.content for chunk in stream]
         assert "".join(text or "" for text in texts) == "before after"
         again.close()
+    worker.close()
+
+
+def test_a_stream_is_not_silent_while_redis_hangs(own_redis: OwnRedis) -> None:
+    """Its calls take seconds to give up, and more when many wait for a connection."""
+    own_redis.start()
+    worker = ScriptedWorker(own_redis.url).appear()
+    with (
+        serve(settings_of(own_redis.url, keepalive_s=0.5)) as url,
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=chat_body(stream=True), timeout=20) as reply,
+    ):
+        attempt = worker.claim()
+        attempt.say("before")
+        lines = reply.iter_lines()
+        assert any("before" in line for line in lines)
+        own_redis.hang()
+        silence, began = 0.0, time.monotonic()
+        while time.monotonic() - began < 7.0:  # longer than a call may take
+            before = time.monotonic()
+            assert next(line for line in lines if line) == ": keep-alive"
+            silence = max(silence, time.monotonic() - before)
+        own_redis.go_on()
+        assert silence < 2.0
+        attempt.end(text="after")
+        assert any("after" in line for line in lines)
+        assert any(line == "data: [DONE]" for line in lines)
     worker.close()

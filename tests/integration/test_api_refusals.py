@@ -109,6 +109,7 @@ RAW = [
     (b'{"model": }', "application/json", "invalid_json", "position 10"),
     (b'{"model": "\xff"}', "application/json", "invalid_json", "position 11"),
     (b"[" * 100_000, "application/json", "invalid_json", "nested"),
+    (b'{"x":' + b"[" * 100 + b"]" * 100 + b"}", "application/json", "invalid_json", "nested"),
     (b'{"model": "fake", "messages": [], "temperature": NaN}', "application/json", "invalid_request", ""),
     (
         b'{"model":"fake","messages":[{"role":"user","content":"\\ud800"}]}',
@@ -163,6 +164,14 @@ def test_bad_bodies(quiet: ApiLine, body: bytes, kind: str, code: str, words: st
     assert words in reply.json()["error"]["message"]
 
 
+def test_no_depth_of_nesting_is_an_internal_error(quiet: ApiLine) -> None:
+    """Around the depth at which the JSON parser gives up, whatever comes after it must not give up first."""
+    for depth in range(900, 1000, 3):
+        body = b'{"model": "fake", "messages": ' + b"[" * depth + b"]" * depth + b"}"
+        reply = quiet.http.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json"), depth
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_body_of_ten_megabytes(quiet: ApiLine, chunked: bool) -> None:
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode()
@@ -175,6 +184,7 @@ def test_a_body_of_ten_megabytes(quiet: ApiLine, chunked: bool) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/jobs/", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("GET", "/v1/models/a/b", 404, "model_not_found"),
         ("GET", "/v1/jobs/job_x", 404, "job_not_found"),

@@ -154,3 +154,18 @@ async def test_leaving_and_coming_back_at_once_does_not_cancel_for_good(redis_ur
         assert attempt.renew() == "ok"
         relay.leave(reader, 0)
     worker.close()
+
+
+@pytest.mark.parametrize(
+    "noise", ["no json", "7", '[["JOB", [["1-9", {"k": "of a later version"}]]]]', '[["JOB", [["x", {}]]]]']
+)
+async def test_a_message_that_makes_no_sense_does_not_stop_the_relay(redis_url: str, noise: str) -> None:
+    """As of a newer worker: the log decides, and what comes afterwards is still relayed."""
+    async with running(redis_url, 1) as (relay, reader, _, attempt, client):
+        channel = key("relay", relay.api)
+        client.publish(channel, noise.replace("JOB", reader.job_id))
+        await asyncio.sleep(0.5)
+        assert client.pubsub_numsub(channel) == [(channel, 1)]
+        attempt.say("on")
+        assert [at.seq for at, _ in await read_count(reader.next, 1)] == [3]
+        relay.leave(reader, 0)

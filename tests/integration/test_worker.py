@@ -173,6 +173,7 @@ def test_an_idle_worker_leaves_within_seconds(pool: WorkerRig, number: signal.Si
     began = time.monotonic()
     worker.signal(number)
     code = worker.wait(5)
+    assert "ready" not in [card.state for card in pool.cards()]
     assert code == 0 or number is signal.SIGQUIT
     assert time.monotonic() - began < 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -67,6 +68,27 @@ def test_a_redis_that_dies_and_comes_back_costs_a_pause(tmp_path: Path) -> None:
         rig.until_over(after)
         assert worker.process.poll() is None
     finally:
+        rig.close()
+        server.kill()
+
+
+def test_a_silent_redis_does_not_hold_a_drain(tmp_path: Path) -> None:
+    server = DurableRedis(tmp_path / "redis")
+    rig = WorkerRig(tmp_path, server.url, PENSTOCK_LEASE_S="5")
+    try:
+        worker = rig.start()
+        job = rig.submit(TEXT)
+        rig.until_tokens(job, 20)
+        server.process.send_signal(signal.SIGSTOP)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(8) == 0
+        assert "the drain takes too long" in worker.log
+        server.process.send_signal(signal.SIGCONT)
+        rig.start()
+        rig.until_over(job)
+        assert rig.text(job) == expected(TEXT)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
         rig.close()
         server.kill()
 

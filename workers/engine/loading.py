@@ -85,10 +85,12 @@ def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
 
 
 def set_threads() -> None:
-    """Let torch use the threads that the environment grants; without a word there, torch decides."""
-    asked = os.environ.get("PENSTOCK_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    if asked:
-        torch.set_num_threads(int(asked))
+    """Let torch use the threads that the environment grants; without a word there, or with 0, torch decides."""
+    for name in ("PENSTOCK_THREADS", "OMP_NUM_THREADS"):
+        threads = int(os.environ.get(name, "").split(",")[0] or 0)  # OpenMP takes a list, one number per nesting
+        if threads > 0:
+            torch.set_num_threads(threads)
+            return
 
 
 def _device(asked: str) -> str:

@@ -53,7 +53,7 @@ class PagedBackend:
         self._made: list[Made] = []
         self._batch: list[str] = []
         neutral: Any = GenerationConfig  # untyped
-        manager = self._model.init_continuous_batching(
+        batching = self._model.init_continuous_batching(
             generation_config=neutral(do_sample=False, eos_token_id=-1, max_new_tokens=1),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=budget.page_size,
@@ -67,8 +67,8 @@ class PagedBackend:
                 auto_switch_to_flash=False,
             ),
         )
-        manager.output_router = _NoOutput()
-        self._processor = manager._create_batch_processor()
+        batching.output_router = _NoOutput()
+        self._processor = batching._create_batch_processor()
         self._processor.model_runner._sample = self._sample
         self._cache, self._scheduler = self._processor.cache, self._processor.scheduler
 

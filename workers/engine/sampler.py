@@ -20,7 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.engine.base import TokenLogprob
@@ -31,6 +33,9 @@ from workers.engine.vocabulary import Vocabulary
 
 GREEDY_BELOW = 1e-5  # a smaller temperature would overflow, and takes the best token anyway
 CANDIDATES = 1024  # rows that need more are sorted in full
+
+#: A row, some tokens, and a value for each. Arrays, not tuples: long answers have thousands, at every step.
+_Entries = tuple[int, NDArray[np.int64], NDArray[np.float64]]
 
 
 class Choice(NamedTuple):
@@ -164,26 +169,31 @@ def _draw(weights: Tensor, rows: Sequence[LiveSequence]) -> Tensor:
 
 def _penalise(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
     """Apply penalties and biases in place."""
-    repeated: list[tuple[int, int, float]] = []
-    added: list[tuple[int, int, float]] = []
+    repeated: list[_Entries] = []
+    added: list[_Entries] = []
     for at, row in enumerate(rows):
         params = row.request.sampling
         if params.repetition_penalty != 1.0:
-            repeated += [(at, token, params.repetition_penalty) for token in row.prompt_tokens | row.counts().keys()]
+            tokens = np.array(row.tallies()[1].tokens)
+            repeated.append((at, tokens, np.full(len(tokens), params.repetition_penalty)))
         if params.presence_penalty or params.frequency_penalty:
-            for token, count in row.counts().items():
-                added.append((at, token, -params.presence_penalty - params.frequency_penalty * count))
-        added += [(at, token, bias) for token, bias in params.logit_bias.items()]
+            answer = row.tallies()[0]
+            amounts = -params.presence_penalty - params.frequency_penalty * np.array(answer.counts)
+            added.append((at, np.array(answer.tokens), amounts))
+        if params.logit_bias:
+            bias = params.logit_bias
+            added.append((at, np.fromiter(bias, np.int64, len(bias)), np.fromiter(bias.values(), float, len(bias))))
     if repeated:
         where, factors = _scatter(repeated, logits)
         values = logits[where]
         logits[where] = torch.where(values > 0, values / factors, values * factors)
     if added:
-        where, amounts = _scatter(added, logits)
-        logits.index_put_(where, amounts, accumulate=True)
+        where, shifts = _scatter(added, logits)
+        logits.index_put_(where, shifts, accumulate=True)
 
 
-def _scatter(entries: list[tuple[int, int, float]], logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    at, tokens, values = zip(*entries, strict=True)
-    where = (torch.tensor(at, device=logits.device), torch.tensor(tokens, device=logits.device))
-    return where, torch.tensor(values, dtype=logits.dtype, device=logits.device)
+def _scatter(entries: list[_Entries], logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    rows, tokens, values = zip(*entries, strict=True)
+    at = torch.from_numpy(np.repeat(rows, [len(each) for each in tokens])).to(logits.device)
+    where = (at, torch.from_numpy(np.concatenate(tokens)).to(logits.device))
+    return where, torch.from_numpy(np.concatenate(values)).to(logits.device, logits.dtype)

@@ -6,14 +6,31 @@ as for those of earlier attempts, and it knows nothing of forward passes.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
-from functools import cached_property
+from array import array
+from collections.abc import Collection, Iterable
 
 from tokenizers import Tokenizer
 
 from workers.engine.base import Event, Finish, Request, TokenLogprob
 from workers.engine.text import AnswerText
+
+
+class Tally:
+    """The distinct tokens of a text and how often each occurs; as arrays, for penalties read all of it at every step."""
+
+    def __init__(self) -> None:
+        self.tokens = array("q")
+        self.counts = array("d")
+        self._places: dict[int, int] = {}
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """Count these too."""
+        for token in tokens:
+            place = self._places.setdefault(token, len(self.tokens))
+            if place == len(self.tokens):
+                self.tokens.append(token)
+                self.counts.append(0.0)
+            self.counts[place] += 1.0
 
 
 class LiveSequence:
@@ -26,7 +43,7 @@ class LiveSequence:
         self._eos = eos
         self._text = AnswerText(tokenizer, request.sampling.stop, request.emitted)
         self._unsent = ""
-        self._counts: Counter[int] = Counter()
+        self._answer, self._whole = Tally(), Tally()
         self._counted = 0
         for token in request.done:
             if self.finish is None:
@@ -38,16 +55,15 @@ class LiveSequence:
     def rid(self) -> str:
         return self.request.rid
 
-    @cached_property
-    def prompt_tokens(self) -> frozenset[int]:
-        """The distinct tokens of the prompt."""
-        return frozenset(self.request.prompt)
-
-    def counts(self) -> Counter[int]:
-        """How often each token occurs in the answer so far."""
-        self._counts.update(self.tokens[self._counted :])
+    def tallies(self) -> tuple[Tally, Tally]:
+        """The tokens of the answer so far, and those of the prompt and the answer. Costs the tokens since the last call."""
+        if not self._whole.tokens:
+            self._whole.add(self.request.prompt)
+        new = self.tokens[self._counted :]
         self._counted = len(self.tokens)
-        return self._counts
+        for tally in (self._answer, self._whole):
+            tally.add(new)
+        return self._answer, self._whole
 
     def advance(self, token: int, logprob: TokenLogprob | None = None) -> Event:
         """The event of one new token."""

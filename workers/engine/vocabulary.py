@@ -28,6 +28,7 @@ def _byte_of_character() -> dict[str, int]:
         raise RuntimeError("the byte-level alphabet of the tokenizers library has changed")
     return table
 
+
 LEAST = -9999.0
 
 

@@ -7,10 +7,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from rich.console import Console
 
 from cli.chat import plain
 from cli.client import ApiError, ChatStream, Client, InLine, Resumed, Text
-from cli.status import waiting_jobs
+from cli.status import waiting_jobs, workers
 from tests.conftest import free_port
 
 JOB = "chatcmpl-" + "a" * 24
@@ -99,6 +100,22 @@ def test_an_error_in_the_stream_is_an_error() -> None:
         list(client.chat({}))
 
 
+def test_a_server_that_stops_is_a_break() -> None:
+    """It says so in the stream; the job goes on, and so does the answer once the server is back."""
+    stop = b'data: {"error": {"message": "try again", "code": "server_shutdown"}}\n\ndata: [DONE]\n\n'
+    rest = chunk("1-2", "lo") + b"data: [DONE]\n\n"
+    with Script((200, chunk("1-1", "Hel") + stop, False), (200, rest, False)) as script, script.client() as client:
+        assert list(client.chat({})) == [Text("Hel"), Resumed(), Text("lo")]
+    assert script.seen[1] == ("GET", f"/v1/chat/completions/{JOB}?stream=true", "1-1")
+
+
+def test_what_does_not_speak_our_language_is_one_clear_line() -> None:
+    with Script((200, b"<html>", False)) as script, script.client() as client, pytest.raises(ApiError, match="no JSON"):
+        client.get("/v1/models")
+    with pytest.raises(ApiError, match="is no URL"):
+        Client("http://[::1")
+
+
 def test_a_refusal_is_not_repeated() -> None:
     refusal = b'{"error": {"message": "no worker for m"}}'
     with (
@@ -126,3 +143,15 @@ def test_waiting_jobs_are_read_from_the_metrics() -> None:
     name = "penstock:num_requests_waiting"
     text = f'# TYPE {name} gauge\n{name}{{model_name="a/b"}} 3.0\n{name}{{model_name="c"}} 0\n'
     assert waiting_jobs(text) == {"a/b": 3.0, "c": 0.0}
+
+
+def test_brackets_in_a_reason_are_text() -> None:
+    """The reason is a model's or a library's, and may look like markup."""
+    card = dict.fromkeys(("running", "lanes", "tokens_per_s", "kv_used", "heartbeat"), 0)
+    words = {"name": "w[b]", "model": "m", "state": "failed", "device": "cpu", "error": "no file [/x] for [red]it"}
+    console = Console(record=True, width=200)
+    answer = json.dumps({"data": [{**card, **words, "gpus": []}]}).encode()
+    with Script((200, answer, False)) as script, script.client() as client:
+        workers(console, client)
+    assert "w[b]" in console.export_text(clear=False)
+    assert "failed: no file [/x] for [red]it" in console.export_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.plan import Plan, check_port, parse_gpus, reachable, resolve, split_gpus, write_single
-from tasks.catalog import load_catalog
+from tasks.catalog import Catalog, ModelEntry, load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings
 from tests.conftest import free_port
@@ -55,10 +55,18 @@ def test_gpus_are_split_over_replicas(gpus: list[int], replicas: int, shares: li
 
 def test_every_replica_is_a_worker_with_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_plan(tmp_path, monkeypatch, PENSTOCK_THREADS="3").workers()
-    assert [part.name for part in parts] == ["worker-org-one-0", "worker-org-one-1", "worker-two-0"]
+    assert [part.name for part in parts] == ["worker-org+one-0", "worker-org+one-1", "worker-two-0"]
     assert [part.env.get("PENSTOCK_GPUS") for part in parts] == ["0,1", "2,3", None]
     assert [part.env["PENSTOCK_MODEL"] for part in parts] == ["org/one", "org/one", "two"]
     assert {part.env["PENSTOCK_THREADS"] for part in parts} == {"3"}
+
+
+def test_no_two_models_share_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, monkeypatch)
+    names = ["a/b", "a-b", "a:b", "a_b", "a.b"]
+    entries = Catalog([ModelEntry(name=name, engine="fake") for name in names])
+    parts = Plan(plan.settings, entries, False, "redis://given").workers()
+    assert len({part.name for part in parts}) == len(names)
 
 
 def test_children_get_absolute_paths_and_only_their_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

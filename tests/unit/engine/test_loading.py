@@ -76,6 +76,9 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     set_threads()
     assert torch.get_num_threads() == 2
+    monkeypatch.setenv("PENSTOCK_THREADS", "0")  # the setting's own default, written out
+    set_threads()
+    assert torch.get_num_threads() == 2
     monkeypatch.setenv("PENSTOCK_THREADS", "1")
     set_threads()
     assert torch.get_num_threads() == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -66,6 +66,7 @@ def test_real_text_streams_to_itself(build, text):
 
 
 @pytest.mark.parametrize("build", TOKENIZERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_random_tokens_stream_to_what_decoding_them_all_gives(build, data):
     tokenizer = build()
@@ -74,6 +75,7 @@ def test_random_tokens_stream_to_what_decoding_them_all_gives(build, data):
     assert "".join(stream(answer, tokens)) + answer.finish() == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+@settings(deadline=None)
 @given(pieces=st.lists(st.one_of(st.text(max_size=6), st.binary(max_size=6)), max_size=12))
 def test_text_broken_by_stray_bytes_streams_to_what_decoding_gives(pieces):
     tokenizer = build_tokenizer()
@@ -92,6 +94,7 @@ def byte_tokens() -> dict[int, int]:
     return {byte: vocab[char] for char, byte in _byte_of_character().items()}
 
 
+@settings(deadline=None)
 @given(tokens=st.lists(st.integers(0, 264), max_size=60))
 def test_a_decoder_that_rewrites_its_past_neither_fails_nor_holds_text_for_ever(tokens):
     detokenizer = Detokenizer(llama_like())
@@ -102,6 +105,7 @@ def test_a_decoder_that_rewrites_its_past_neither_fails_nor_holds_text_for_ever(
 
 
 @pytest.mark.parametrize("build", TOKENIZERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_resuming_at_every_token_gives_the_same_text(build, data):
     tokenizer = build()
@@ -120,6 +124,7 @@ def test_resuming_at_every_token_gives_the_same_text(build, data):
         assert again.stopped == whole.stopped
 
 
+@settings(deadline=None)
 @given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_text_ends_before_the_stop_string_that_is_complete_first(text, stop):
     tokenizer = build_tokenizer()

@@ -45,7 +45,23 @@ def test_a_variable_like_none_of_ours_points_to_the_list(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "x"), ("PORT", "70000"), ("LEASE_S", "0"), ("API_PROCESSES", "0"), ("KEEPALIVE_S", "60"), ("PORT", "")],
+    [
+        *[
+            ("PORT", "x"),
+            ("PORT", "70000"),
+            ("LEASE_S", "0"),
+            ("API_PROCESSES", "0"),
+            ("KEEPALIVE_S", "60"),
+            ("PORT", ""),
+        ],
+        *[
+            ("LEASE_S", "inf"),
+            ("ORPHAN_S", "inf"),
+            ("RETENTION_S", "9" * 20),
+            ("LOG_LEVEL", "LOUD"),
+            ("LOG_LEVEL", "info"),
+        ],
+    ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"PENSTOCK_{name}", value)
@@ -76,3 +92,11 @@ def test_the_redis_url_comes_from_the_first_place_that_has_one(tmp_path: Path, m
     assert redis_url(load_settings(data_dir=tmp_path)) == "redis://plain"
     monkeypatch.setenv("PENSTOCK_REDIS_URL", "redis://ours")
     assert redis_url(load_settings(data_dir=tmp_path)) == "redis://ours"
+
+
+@pytest.mark.parametrize("url", ["http://u:secret@h", "redis://:secret@h:port/0", "redis://:sec:ret@[h/0", "localhost"])
+def test_what_is_no_redis_url_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(BadConfig, match="REDIS_URL: no URL of a Redis") as caught:
+        redis_url(load_settings())
+    assert "sec" not in caught.value.message

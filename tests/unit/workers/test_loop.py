@@ -17,6 +17,7 @@ from workers.loop import EngineLoop
 from workers.publisher import Publisher
 
 TEXT = "[tokens=200] [step_ms=2]"
+SLOW = "[tokens=15] [step_ms=300]"
 
 
 class Bench:
@@ -96,6 +97,22 @@ def test_a_withdrawn_job_can_be_cancelled(bench: Bench) -> None:
     wait_until(lambda: neighbour.complete, "the end of the cancelled job")
     bench.write()
     assert neighbour.wait(5)
+    assert neighbour.outcome == "cancelled"
+    assert suspect.wait(10)
+    assert suspect.outcome == "succeeded"
+
+
+def test_a_job_that_is_cancelled_while_a_suspect_arrives_ends(bench: Bench) -> None:
+    neighbour, suspect = claimed(bench.url, bench.ledger, SLOW), claimed(bench.url, bench.ledger, SLOW)
+    bench.write()
+    bench.loop.submit(neighbour)
+    wait_until(lambda: neighbour.outbox.progressed, "a token")
+    wait_until(lambda: 0 < bench.loop.step_age() < 0.1, "the begin of a step", every_s=0.001)
+    suspect.suspect = True
+    neighbour.stopping = "cancel"
+    bench.loop.stop(neighbour)  # both are obeyed between the same two steps
+    bench.loop.submit(suspect)
+    assert neighbour.wait(3)
     assert neighbour.outcome == "cancelled"
     assert suspect.wait(10)
     assert suspect.outcome == "succeeded"
