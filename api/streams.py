@@ -19,9 +19,11 @@ from api.chunks import ChatChunks, CompletionChunks, Frames
 from api.closing import end
 from api.deps import Parts
 from api.errors import response_of
+from api.intake import body_hash
 from api.metrics import Stopwatch
 from api.reader import Reader
 from api.render import answer_object, failure, fold
+from api.schemas import GenerationRequest
 from api.sse import EventStream, Narrator
 from tasks.errors import ErrorCode, PenstockError, QueueFull, UnknownJob
 from tasks.events import START, End, Entry, EntryId
@@ -127,6 +129,17 @@ def chunks_of(watched: Watched, resumed: bool = False) -> Frames:
     if watched.spec.kind == "chat":
         return ChatChunks(watched.spec, watched.created, resumed)
     return CompletionChunks(watched.spec, watched.created)
+
+
+async def answer(
+    parts: Parts, request: Request, body: GenerationRequest, spec: JobSpec, admitted: Admitted, key: str
+) -> Response:
+    """Submit a checked request and answer it, in one piece or as a stream."""
+    watched = await submit_watched(parts, spec, admitted, key, body_hash(spec.kind, body))
+    stopwatch = parts.metrics.watch(watched.spec)
+    if body.stream:
+        return stream(parts, watched, chunks_of(watched), stopwatch)
+    return await whole(parts, watched, request, stopwatch)
 
 
 def stream(

@@ -6,7 +6,7 @@ penstock:log:<id>        STREAM  <fence>-<seq> → e=<entry JSON>               
 penstock:watch:<id>      SET     API processes that relay this job                attach, detach     retention after its end
 penstock:watched:<api>   SET     jobs that this API process relays                attach, detach     with the API process
 penstock:idem:<tenant>:<key>  STRING  <job id> <body hash>                        submit             with the record
-penstock:jobs:<tenant>   ZSET    job → created (ms): the list of submitted jobs   submit             retention after the last submit
+penstock:jobs:<tenant>   ZSET    job → created (ms): the list of submitted jobs   submit             30 days after the last submit
 penstock:waiting:<model> ZSET    job → score (band, then order): the line         scripts            empty when nobody waits
 penstock.<model>         LIST    tickets, Celery's queue                          scripts, Celery    empty once a worker took them
 penstock:leases          ZSET    running job → expiry (ms, Redis' clock)          claim, renew       empty when nothing runs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ModelProfile:
 
     @classmethod
     def from_json(cls, text: str) -> ModelProfile:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        """The inverse of `to_json`. What a newer version added is left out."""
+        return cls(**_known(cls, text))
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,10 @@ class WorkerCard:
 
     @classmethod
     def from_json(cls, text: str) -> WorkerCard:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        """The inverse of `to_json`. What a newer version added is left out."""
+        return cls(**_known(cls, text))
+
+
+def _known(kind: type[ModelProfile] | type[WorkerCard], text: str) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in json.loads(text).items() if name in names}

@@ -14,7 +14,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from tasks import lua
-from tasks.errors import Conflict, QueueFull, StoreDown
+from tasks.errors import Conflict, QueueFull, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
@@ -156,12 +156,14 @@ class JobStore:
         return None if text is None else ModelProfile.from_json(text)
 
     async def jobs(self, tenant: str, limit: int, after: str | None = None) -> list[str]:
-        """Ids of submitted jobs, newest first, those after the id `after`."""
+        """Ids of submitted jobs, newest first, those after the id `after`. Raises `UnknownJob` if that is not listed."""
         name = key("jobs", tenant)
         start = 0
         if after is not None:
             rank = await self._wait(self._redis.zrevrank(name, after))
-            start = 0 if rank is None else rank + 1
+            if rank is None:
+                raise UnknownJob(f"after: there is no job {after} in the list", param="after")
+            start = rank + 1
         return cast(list[str], await self._wait(self._redis.zrevrange(name, start, start + limit - 1)))
 
     async def reap(self, api: str) -> list[int]:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from api import streams
 from api.admission import admit, idempotency_key
 from api.deps import PartsDep, RequestIdDep
-from api.intake import body_hash, chat_spec
+from api.intake import chat_spec
 from api.positions import position_of
 from api.render import answer_object, failure, fold
 from api.schemas import ChatRequest
@@ -33,11 +33,7 @@ async def create(
     key = idempotency_key(idempotency)
     admitted = await admit(parts.catalog, parts.pool, body.model, waits=False)
     spec = await chat_spec(body, admitted, parts.settings, request_id)
-    watched = await streams.submit_watched(parts, spec, admitted, key, body_hash("chat", body))
-    stopwatch = parts.metrics.watch(watched.spec)
-    if body.stream:
-        return streams.stream(parts, watched, streams.chunks_of(watched), stopwatch)
-    return await streams.whole(parts, watched, request, stopwatch)
+    return await streams.answer(parts, request, body, spec, admitted, key)
 
 
 @router.get("/v1/chat/completions/{job_id}")

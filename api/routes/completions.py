@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from api import streams
 from api.admission import admit, idempotency_key
 from api.deps import PartsDep, RequestIdDep
-from api.intake import body_hash, completion_spec
+from api.intake import completion_spec
 from api.schemas import CompletionRequest
 
 router = APIRouter(tags=["completions"])
@@ -28,8 +28,4 @@ async def create(
     key = idempotency_key(idempotency)
     admitted = await admit(parts.catalog, parts.pool, body.model, waits=False)
     spec = await completion_spec(body, admitted, parts.settings, request_id)
-    watched = await streams.submit_watched(parts, spec, admitted, key, body_hash("completion", body))
-    stopwatch = parts.metrics.watch(watched.spec)
-    if body.stream:
-        return streams.stream(parts, watched, streams.chunks_of(watched), stopwatch)
-    return await streams.whole(parts, watched, request, stopwatch)
+    return await streams.answer(parts, request, body, spec, admitted, key)

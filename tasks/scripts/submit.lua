@@ -26,7 +26,10 @@ if idem ~= '' then redis.call('SET', K.idem .. idem_name, id .. ' ' .. hash) end
 if deadline > 0 then redis.call('ZADD', K.deadlines_, int(t + deadline), id) end
 if listed == '1' then
   redis.call('ZADD', K.jobs .. tenant, int(t), id)
-  redis.call('ZREMRANGEBYSCORE', K.jobs .. tenant, '-inf', int(t - 30 * 86400000))
+  -- Those at the front whose records are gone. A job may wait for days, so its age alone does not say it.
+  for _, old in ipairs(redis.call('ZRANGE', K.jobs .. tenant, 0, 7)) do
+    if redis.call('EXISTS', K.job .. old) == 0 then redis.call('ZREM', K.jobs .. tenant, old) end
+  end
   redis.call('EXPIRE', K.jobs .. tenant, 30 * 86400)
 end
 if api ~= '' then watch(id, api, t, tonumber(ARGV[14])) end
