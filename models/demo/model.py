@@ -7,6 +7,7 @@ attention and no remote code; the same seed gives the same weights. Must not: kn
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,7 +42,7 @@ def number_codes() -> torch.Tensor:
     """A row for each number: one-hot digits, and waves of its value for order and size.
 
     Random rows would leave a thousand numbers to be learnt one by one. With digits in the rows, one step of a
-    count is one rule, and so is one addition. The rows are only where training starts from.
+    count is one rule, and so is one addition. Training that moves them row by row loses this order.
     """
     value = torch.arange(NUMBERS, dtype=torch.float32)
     digits = [torch.eye(10)[(value // unit % 10).long()] for unit in (100, 10, 1)]
@@ -50,12 +51,18 @@ def number_codes() -> torch.Tensor:
     return torch.cat([*digits, 0.8 * torch.stack(waves, dim=1)], dim=1)
 
 
+@cache
+def number_rows() -> torch.Tensor:
+    """Each number's row in the embedding table."""
+    tokens = vocabulary()
+    return torch.tensor([tokens[str(number)] for number in range(NUMBERS)])
+
+
 def build_model(seed: int, config: LlamaConfig | None = None) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config or build_config())
-    tokens = vocabulary()
     codes = number_codes()
-    rows = torch.tensor([tokens[str(number)] for number in range(NUMBERS)])
+    rows = number_rows()
     with torch.no_grad():
         table = model.model.embed_tokens.weight
         table[rows, : codes.shape[1]] = NUMBER_SCALE * codes
