@@ -18,7 +18,7 @@ from tasks import lua
 from tasks.errors import StoreDown
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import JobSpec
-from tasks.keys import key, queue_of
+from tasks.keys import key
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.settings import Settings
 
@@ -36,7 +36,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """The answer to a claim of a worker that is going away: the ticket must go back."""
+    """The answer to a claim of a worker that is going away. The ticket is dropped: reaping replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +134,6 @@ class JobLedger:
         """Tell the API how to render and tokenise for this model."""
         mapping = {"digest": profile.digest, "json": profile.to_json()}
         self._call(self._redis.hset, key("profile", model), mapping=mapping)
-
-    def waiting(self, model: str) -> tuple[int, int]:
-        """Jobs in line and tickets on the queue."""
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.zcard(key("waiting", model))
-        pipe.llen(queue_of(model))
-        waiting, tickets = self._call(pipe.execute)
-        return int(waiting), int(tickets)
 
     def close(self) -> None:
         """Close the connections."""

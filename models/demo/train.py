@@ -82,9 +82,8 @@ class Sampler:
         self._add(sample, exchange, exchange.skill == "count")
         return sample
 
-    def conversation(self, progress: float) -> Sample:
+    def conversation(self, _progress: float) -> Sample:
         """A system message now and then, up to two earlier turns, and a last one."""
-        del progress
         sample = Sample([], [], [])
         system = draw_system(self._rng)
         if system is not None:
