@@ -7,6 +7,7 @@
     │   └── Conflict       an idempotency key that came with another body
     ├── BadConfig          settings or models.toml: names the key and the remedy
     └── StoreDown          Redis cannot be reached, or refuses writes
+        └── StoreRefused   it answered a call with an error
 
 HTTP statuses are not known here: `api.errors` maps every code to one, and a test proves that table complete.
 """
@@ -103,3 +104,7 @@ class StoreDown(PenstockError):
     """Redis cannot be reached, or refuses writes."""
 
     code = ErrorCode.STORE_UNAVAILABLE
+
+
+class StoreRefused(StoreDown):
+    """Redis answered one call with an error: its own state (full, loading), or a record that no script can read."""

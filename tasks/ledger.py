@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tasks import lua
-from tasks.errors import StoreDown
+from tasks.errors import StoreDown, StoreRefused
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import JobSpec
 from tasks.keys import key
@@ -145,5 +145,7 @@ class JobLedger:
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except ResponseError as error:
+            raise StoreRefused(f"Redis: {error}") from error
         except (RedisError, OSError) as error:
             raise StoreDown(f"Redis: {error}") from error

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from tasks.errors import StoreDown
+from tasks.errors import StoreDown, StoreRefused
 from tasks.ledger import Answer, JobLedger, Write
 from workers.attempt import Attempt
 
@@ -114,7 +114,7 @@ class Publisher:
         if not pairs:
             return True
         try:
-            answers = self._ledger.step([write for _, write in pairs])
+            self._step(pairs)
         except StoreDown as error:
             if not self._away:
                 log.warning("the log cannot be written, trying again: %s", error)
@@ -123,9 +123,32 @@ class Publisher:
         if self._away:
             log.warning("the log can be written again")
         self._away = False
+        return True
+
+    def _step(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
+        try:
+            answers = self._ledger.step([write for _, write in pairs])
+        except StoreRefused:
+            if len(pairs) == 1:
+                raise
+            self._step_apart(pairs)
+            return
         for (attempt, write), answer in zip(pairs, answers, strict=True):
             self._learn(attempt, write, answer)
-        return True
+
+    def _step_apart(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
+        """One call a job: a record that Redis chokes on must not hold the others up. Raises if it chokes on them all."""
+        refused: list[tuple[Attempt, StoreRefused]] = []
+        for pair in pairs:
+            try:
+                self._step([pair])
+            except StoreRefused as error:
+                refused.append((pair[0], error))
+        if len(refused) == len(pairs):
+            raise refused[0][1]
+        for attempt, error in refused:
+            log.error("job %s is let go of, its log cannot be written: %s", attempt.job, error)
+            self.obey(attempt, Answer("lost"))
 
     def _learn(self, attempt: Attempt, write: Write, answer: Answer) -> None:
         if answer.verdict in ("ok", "cancel", "deadline"):

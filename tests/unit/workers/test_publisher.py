@@ -171,3 +171,36 @@ def test_a_suspect_is_cleared_by_its_first_logged_token(desk: Desk) -> None:
     desk.thread.start()
     assert desk.orders.progress.wait(5)
     assert not attempt.suspect
+
+
+def test_a_record_that_redis_chokes_on_holds_up_nobody_else(desk: Desk) -> None:
+    broken, fine = claimed(desk.url, desk.ledger, "hi"), claimed(desk.url, desk.ledger, "ho")
+    desk.redis.delete(key("log", broken.job))
+    desk.redis.set(key("log", broken.job), "no stream")
+    for attempt in (broken, fine):
+        desk.say(attempt, 3, "stop")
+    desk.publisher.publish([broken, fine])
+    desk.thread.start()
+    assert fine.wait(5)
+    assert fine.outcome == "succeeded"
+    assert broken.wait(5)
+    assert broken.outcome == "lost"
+    assert desk.orders.removed == [broken]
+
+
+def test_a_redis_that_refuses_everything_is_waited_for(desk: Desk) -> None:
+    first, second = claimed(desk.url, desk.ledger, "hi"), claimed(desk.url, desk.ledger, "ho")
+    desk.redis.config_set("maxmemory", 1)
+    try:
+        for attempt in (first, second):
+            desk.say(attempt, 3, "stop")
+        desk.publisher.publish([first, second])
+        desk.thread.start()
+        assert not desk.publisher.flush(1)
+        assert not first.is_over
+        assert not second.is_over
+    finally:
+        desk.redis.config_set("maxmemory", 0)
+    assert first.wait(5)
+    assert second.wait(5)
+    assert (first.outcome, second.outcome) == ("succeeded", "succeeded")
