@@ -2,18 +2,19 @@
 
 A first failure runs the same batch again. A second one without a token in between makes every sequence of
 that batch a suspect: suspects run alone, one after the other, until each has a new token, and one that fails
-alone is ended with an error. So one bad sequence costs its neighbours a delay, never their answers. Errors
+twice alone is ended with an error. So one bad sequence costs its neighbours a delay, never their answers. Errors
 that the device cannot survive, and too many failures in a row, end the engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from workers.engine.base import EngineDead
 
-MAX_RECOVERIES = 32
+TRIES_ALONE = 2
+MAX_RECOVERIES = 64
 
 
 class Recovery:
@@ -22,6 +23,7 @@ class Recovery:
     def __init__(self) -> None:
         self._suspects: deque[str] = deque()
         self._failures = 0  # since the whole batch last made a token
+        self._failures_alone = 0  # of the suspect whose turn it is
         self._retried = False
         self._error: Exception | None = None
         self._batch: tuple[str, ...] = ()
@@ -38,14 +40,13 @@ class Recovery:
     def step_done(self, advanced: Collection[str]) -> None:
         """Remember a step that worked, and which sequences got a token in it."""
         if self._suspects:
-            self._suspects = deque(rid for rid in self._suspects if rid not in advanced)
+            self._keep(rid for rid in self._suspects if rid not in advanced)
         elif advanced:
             self._failures, self._retried = 0, False
 
     def forget(self, rid: str) -> None:
         """A sequence ended."""
-        if rid in self._suspects:
-            self._suspects.remove(rid)
+        self._keep(other for other in self._suspects if other != rid)
 
     def next(self, live: Collection[str]) -> tuple[str, str, str] | None:
         """What to do after `step_failed`: the id, message and code of a sequence to end, or None."""
@@ -57,14 +58,23 @@ class Recovery:
             raise EngineDead(f"the engine cannot go on after {type(error).__name__}: {error}") from error
         culprit = self.alone
         if culprit is not None:
+            self._failures_alone += 1
+            if self._failures_alone < TRIES_ALONE:
+                return None
             self.forget(culprit)
             self._retried = False
             code = "out_of_memory" if is_out_of_memory(error) else "engine_error"
             return culprit, f"{type(error).__name__}: {error}", code
         if self._retried:
-            self._suspects = deque(rid for rid in self._batch if rid in live)
+            self._keep(rid for rid in self._batch if rid in live)
         self._retried = True
         return None
+
+    def _keep(self, suspects: Iterable[str]) -> None:
+        before = self.alone
+        self._suspects = deque(suspects)
+        if self.alone != before:
+            self._failures_alone = 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -43,13 +43,17 @@ def test_a_second_failure_makes_suspects_run_alone_until_each_has_a_token() -> N
     assert recovery.alone is None
 
 
-def test_a_suspect_that_fails_alone_is_to_blame() -> None:
+def test_a_suspect_that_fails_twice_alone_is_to_blame() -> None:
     recovery = Recovery()
     fail(recovery, LIVE)
     fail(recovery, LIVE)
+    assert fail(recovery, ["a"]) is None
     recovery.step_done(["a"])
+    assert fail(recovery, ["b"], MemoryError("full")) is None  # what another did to its turn is not held against it
+    assert recovery.alone == "b"
     assert fail(recovery, ["b"], MemoryError("full")) == ("b", "MemoryError: full", "out_of_memory")
     assert recovery.alone == "c"
+    assert fail(recovery, ["c"]) is None
     assert fail(recovery, ["c"]) == ("c", "RuntimeError: made to fail", "engine_error")
     assert recovery.alone is None
 
