@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tasks.errors import ErrorCode, Refused
 from tasks.events import START, EntryId
 
 
-def position_of(last_event_id: str | None, starting_after: str | None) -> EntryId:
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last entry that a client says it has, and the parameter that says so."""
+
+    after: EntryId = START
+    name: str = "Last-Event-ID"
+
+
+def position_of(last_event_id: str | None, starting_after: str | None) -> Position:
     """The header wins: a browser that reconnects repeats the query as it was. Raises `Refused` for a malformed one."""
     for name, text in (("Last-Event-ID", last_event_id), ("starting_after", starting_after)):
         if text is None:
@@ -18,5 +28,5 @@ def position_of(last_event_id: str | None, starting_after: str | None) -> EntryI
         if after.fence == 0 or after.seq == 0:
             text = f"{name}: the event id {after} was never given out; leave it away to begin at the beginning"
             raise Refused(text, param=name, code=ErrorCode.UNKNOWN_EVENT_ID)
-        return after
-    return START
+        return Position(after, name)
+    return Position()

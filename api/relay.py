@@ -104,7 +104,9 @@ class Relay:
         return await asyncio.shield(asyncio.create_task(self._attach_locked(job_id)))
 
     async def _attach_locked(self, job_id: str) -> Attached | None:
-        watch = self._watches.setdefault(job_id, _Watch())
+        watch = self._watches.get(job_id)
+        if watch is None:  # the reader has left meanwhile, and so has the last one of this job
+            return None
         async with watch.lock:
             return await self._store.attach(job_id, self.api)
 

@@ -21,6 +21,7 @@ from api.deps import Parts
 from api.errors import response_of
 from api.intake import body_hash
 from api.metrics import Stopwatch
+from api.positions import Position
 from api.reader import Reader
 from api.render import answer_object, failure, fold
 from api.schemas import GenerationRequest
@@ -65,42 +66,42 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
         raise
     if submitted.existing:
         parts.relay.leave(reader, 0)
-        return await watch(parts, submitted.id, START)
+        return await watch(parts, submitted.id, Position())
     log.info("request %s is job %s", spec.request_id, spec.id)
     reader.position = submitted.position
     return Watched(spec, submitted.created_ms // 1000, reader, parts.settings.orphan_s if key else 0.0)
 
 
-async def watch(parts: Parts, job_id: str, after: EntryId) -> Watched:
-    """Read a job that exists. Raises `UnknownJob`, or `PenstockError` for an `after` that was never given out."""
+async def watch(parts: Parts, job_id: str, position: Position) -> Watched:
+    """Read a job that exists. Raises `UnknownJob`, or `PenstockError` for a position that was never given out."""
     found = await parts.store.get(job_id)
     if found is None:
         raise UnknownJob(f"there is no job {job_id}: never given out, or not kept any more")
-    job, position = found
+    job, place = found
     await parts.relay.subscribed()
-    reader = parts.relay.open(job_id, job.spec.model, after)
+    reader = parts.relay.open(job_id, job.spec.model, position.after)
     complete = False
     try:
         attached = await reader.attach()
-        if after != START:
+        if position.after != START:
             ended = attached is not None and attached.state.terminal
-            complete = isinstance(await _entry_at(parts, job_id, after, ended), End)
+            complete = isinstance(await _entry_at(parts, job_id, position, ended), End)
     except BaseException:
         parts.relay.leave(reader, parts.settings.orphan_s)
         raise
-    reader.position = position
+    reader.position = place
     return Watched(job.spec, job.created // 1000, reader, parts.settings.orphan_s, complete)
 
 
-async def _entry_at(parts: Parts, job_id: str, after: EntryId, ended: bool) -> Entry:
+async def _entry_at(parts: Parts, job_id: str, position: Position, ended: bool) -> Entry:
     """The entry that a client says it has. Raises if it was never given out, or is not kept any more."""
-    page = await parts.store.read(job_id, after, 1)
-    if page and page[0][0] == after:
+    page = await parts.store.read(job_id, position.after, 1)
+    if page and page[0][0] == position.after:
         return page[0][1]
     if ended and not await parts.store.read(job_id, START, 1):
         raise PenstockError("the job ended, and its events are not kept any more", code=ErrorCode.EVENTS_EXPIRED)
-    text = f"the event id {after} was never given out for this job"
-    raise PenstockError(text, param="Last-Event-ID", code=ErrorCode.UNKNOWN_EVENT_ID)
+    text = f"{position.name}: the event id {position.after} was never given out for this job"
+    raise PenstockError(text, param=position.name, code=ErrorCode.UNKNOWN_EVENT_ID)
 
 
 class _Counted:

@@ -45,14 +45,14 @@ async def retrieve(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A stored answer; with `stream=true` its chunks, those after `Last-Event-ID` or `starting_after`."""
-    after = position_of(last_event_id, starting_after)
+    position = position_of(last_event_id, starting_after)
     found = await parts.store.get(job_id) if is_id(job_id) else None
     if found is None or found[0].spec.kind != "chat":
         raise UnknownJob(f"there is no chat completion {job_id[:64]!r}: never given out, or not kept any more")
     job = found[0]
     if stream:
-        watched = await streams.watch(parts, job_id, after)
-        return streams.stream(parts, watched, streams.chunks_of(watched, resumed=after != START))
+        watched = await streams.watch(parts, job_id, position)
+        return streams.stream(parts, watched, streams.chunks_of(watched, resumed=position.after != START))
     if not job.state.terminal:
         text = f"{job_id} is {job.state}: take up its stream with ?stream=true, or ask /v1/jobs/{job_id}"
         raise PenstockError(text, code=ErrorCode.JOB_NOT_FINISHED)

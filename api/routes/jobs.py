@@ -99,9 +99,9 @@ async def events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The job's log as events `started`, `delta`, `choice_end`, `end`; resumes after the last id that was received."""
-    after = position_of(last_event_id, starting_after)
+    position = position_of(last_event_id, starting_after)
     _check_id(job_id)
-    watched = await streams.watch(parts, job_id, after)
+    watched = await streams.watch(parts, job_id, position)
     if watched.complete:
         streams.leave(parts, watched)
         return Response(status_code=204)  # what tells a browser not to reconnect

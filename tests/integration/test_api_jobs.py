@@ -116,6 +116,8 @@ def test_event_ids_that_are_none(line: ApiLine, event_id: str, status: int, code
     for _ in ("running", "ended"):
         reply = line.http.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": event_id})
         assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+        asked = line.http.get(f"/v1/jobs/{job['id']}/events", params={"starting_after": event_id})
+        assert (asked.status_code, asked.json()["error"]["param"]) == (status, "starting_after")
         attempt.end()
 
 
