@@ -40,7 +40,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopped)  # the server raises the signal again once it has stopped
     _allow_many_connections()
-    folder = _share_metrics(settings)
+    folder = _share_metrics(settings, port)
     try:
         _serve(settings, port)
     finally:
@@ -97,12 +97,13 @@ def _url(port: socket.socket) -> str:
     return f"http://{host}:{number}"
 
 
-def _share_metrics(settings: Settings) -> Path | None:
+def _share_metrics(settings: Settings, port: socket.socket) -> Path | None:
     """Several processes count into one folder. The variable must be set before prometheus_client is imported."""
     if settings.api_processes == 1:
         return None
-    folder = settings.data_dir / f"metrics-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = settings.data_dir / f"metrics-{port.getsockname()[1]}"
+    shutil.rmtree(folder, ignore_errors=True)  # one that was killed leaves its counts
+    folder.mkdir(parents=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     return folder
 

@@ -24,7 +24,10 @@ def submit(console: Console, client: Client, body: dict[str, Any], wait: bool) -
     with console.status(f"{job['id']}: {job['state']}") as status:
         while not is_terminal(job):
             time.sleep(POLL_S)
-            job = client.get(f"/v1/jobs/{job['id']}")
+            try:
+                job = client.get(f"/v1/jobs/{job['id']}")
+            except ApiError as error:
+                raise ApiError(f"{error}\n{job['id']} was accepted, and goes on without this command") from None
             status.update(f"{job['id']}: {describe(job)}")
     if job["state"] != "succeeded":
         error = job.get("error") or {}

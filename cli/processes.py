@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 KEPT_LOGS = 3
+LARGEST_LOG = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,9 @@ class Process:
             data = log.read(65536)
         whole = data.rfind(b"\n") + 1
         self._read += whole if whole or len(data) < 65536 else len(data)
+        if self._read > LARGEST_LOG:
+            rotate(self.log, running=True)
+            self._read = 0
         return data[:whole].decode("utf-8", "replace").splitlines()
 
     def _kill_group(self) -> None:
@@ -178,11 +183,20 @@ class Process:
             os.killpg(self._popen.pid, signal.SIGKILL)
 
 
-def rotate(log: Path) -> None:
-    """Begin a new log; the last ones stay as .1, .2 and .3."""
+def rotate(log: Path, running: bool = False) -> None:
+    """Begin a new log; the last ones stay as .1, .2 and .3.
+
+    A `running` part keeps its file open, so that is copied and emptied; a line written in between is lost.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(KEPT_LOGS, 0, -1):
-        older = log.with_name(f"{log.name}.{number - 1}") if number > 1 else log
+    for number in range(KEPT_LOGS, 1, -1):
+        older = log.with_name(f"{log.name}.{number - 1}")
         if older.exists():
             older.replace(log.with_name(f"{log.name}.{number}"))
+    last = log.with_name(f"{log.name}.1")
+    if running:
+        shutil.copy(log, last)  # with its mode
+        os.truncate(log, 0)
+    elif log.exists():
+        log.replace(last)
     log.touch(mode=0o600)

@@ -76,6 +76,26 @@ def test_logs_rotate(tmp_path: Path) -> None:
     assert not log.with_name("part.log.4").exists()
 
 
+def test_a_log_that_grows_too_large_is_rotated_while_its_part_writes(
+    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.processes.LARGEST_LOG", 20)
+    go = tmp_path / "go"
+    code = (
+        "import pathlib, time; print('a' * 30, flush=True);"
+        f"[time.sleep(0.01) for _ in iter(pathlib.Path({str(go)!r}).exists, True)]; print('b', flush=True)"
+    )
+    part = process(tmp_path, watcher, code)
+    part.start()
+    until(lambda: part.log.stat().st_size == 31)
+    assert part.new_lines() == ["a" * 30]
+    assert part.log.with_name("part.log.1").read_text() == "a" * 30 + "\n"
+    go.touch()
+    ended(part)
+    assert part.new_lines() == ["b"]
+    assert part.log.read_text() == "b\n"
+
+
 def test_output_goes_to_the_log_and_the_reason_is_told(tmp_path: Path, watcher: Watcher) -> None:
     part = process(tmp_path, watcher, "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
     part.start()
