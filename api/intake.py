@@ -85,17 +85,15 @@ def _spec(
 
 
 def _sampling(request: GenerationRequest, admitted: Admitted, max_tokens: int, logprobs: int | None) -> Sampling:
-    values: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        if getattr(request, name) is not None
-    }
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    asked = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    values: dict[str, Any] = {**admitted.prompts.profile.sampling, **asked}
+    values["top_k"] = max(0, int(values.get("top_k", 0)))
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     bias = {int(token): float(value) for token, value in (request.logit_bias or {}).items()}
     _check_tokens(list(bias), admitted, "logit_bias")
     seed = secrets.randbits(62) if request.seed is None else request.seed
-    top_k = max(0, request.top_k or 0)
-    return Sampling(max_tokens, seed, top_k=top_k, logit_bias=bias, stop=stop, logprobs=logprobs, **values)
+    return Sampling(max_tokens, seed, logit_bias=bias, stop=stop, logprobs=logprobs, **values)
 
 
 def _check_context(admitted: Admitted, prompt: int, answer: int, param: str) -> None:

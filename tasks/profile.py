@@ -15,7 +15,8 @@ class ModelProfile:
 
     `tokenizer` is the JSON of a `tokenizers.Tokenizer`; `special_tokens` maps names like "bos_token" to their text, as
     chat templates expect; `chat_template` is None for a model that serves plain completions only. `max_model_len` is
-    the context in tokens, `max_num_seqs` the largest number of choices that one job can have.
+    the context in tokens, `max_num_seqs` the largest number of choices that one job can have. `sampling` is what the
+    model's authors recommend for parameters of `tasks.sampling.Sampling` that a request leaves open.
     """
 
     tokenizer: str
@@ -25,6 +26,7 @@ class ModelProfile:
     vocab_size: int = 0
     add_special_tokens: bool = True
     max_num_seqs: int = 32
+    sampling: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

@@ -24,6 +24,7 @@ DEFAULT_MAX_MODEL_LEN = 4096  # for a model whose configuration names none
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 512, 4096
 CPU_KV_SHARE, CUDA_KV_SHARE = 0.3, 0.85
 CPU_TYPICAL_LEN = 1024  # on a CPU the cache holds this much of every sequence; the scheduler copes with longer ones
+LEAST_CONTEXT = 512  # a context that nobody named does not shrink below this
 PAGE_SIZE = 32
 
 
@@ -67,18 +68,30 @@ def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loade
         special_tokens={name: text for name, text in source.special_tokens_map.items() if isinstance(text, str)},
         max_model_len=min(longest, max_model_len or longest),
         vocab_size=text.vocab_size,
+        sampling=_recommended(model.generation_config),
     )
     return Loaded(model, tokenizer, profile, _end_tokens(model, source))
 
 
 def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
-    """The size of the KV cache: what the sequences can use, within what the device can spare."""
+    """The size of the KV cache: what the sequences can use, within what the device can spare.
+
+    A context that was asked for is a promise, on every worker of the model alike: one that does not fit is a
+    `ValueError`. A context that nobody named shrinks to what there is, within reason.
+    """
     cuda = model.device.type == "cuda"
     typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
     wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
     free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
     per_token = _kv_bytes_per_token(model)
     affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
+    least = min(max_model_len, spec.max_model_len or LEAST_CONTEXT)
+    if affordable < least + PAGE_SIZE:
+        raise ValueError(
+            f"a context of {least} tokens needs {(least + PAGE_SIZE) * per_token / 2**20:.0f} MiB of KV cache, and "
+            f"{affordable * per_token / 2**20:.0f} MiB of {model.device} may be used for it: free memory"
+            + (", or set a smaller max_model_len" if spec.max_model_len else "")
+        )
     tokens = min(wanted, affordable)
     spec.say(f"KV cache for {tokens} tokens, {tokens * per_token / 2**20:.0f} MiB")
     return Budget(spec.max_num_seqs, tokens, CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, PAGE_SIZE)
@@ -130,6 +143,14 @@ def _end_tokens(model: Any, source: Any) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, source.eos_token_id] if token is not None)
+
+
+def _recommended(config: Any) -> dict[str, float]:
+    """What generation_config.json says of sampling; transformers leaves at None what the file does not name."""
+    penalty = {"repetition_penalty": config.repetition_penalty}
+    asked = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    values = penalty | ({"temperature": 0.0} if config.do_sample is False else asked)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _kv_bytes_per_token(model: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from api.admission import Admitted, idempotency_key
 from api.intake import body_hash, chat_spec, completion_spec
 from api.pool import ModelView
-from api.positions import position_of
+from api.positions import Position, position_of
 from api.prompts import Prompts
 from api.schemas import ChatJob, ChatRequest, CompletionRequest
 from tasks.catalog import ModelEntry
@@ -25,8 +26,8 @@ SETTINGS = Settings()
 HI: Any = [{"role": "user", "content": "hi"}]
 
 
-def admitted() -> Admitted:
-    prompts = Prompts(fake_profile())
+def admitted(**profile: Any) -> Admitted:
+    prompts = Prompts(dataclasses.replace(fake_profile(), **profile))
     return Admitted(ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
 
 
@@ -61,6 +62,13 @@ async def test_every_parameter_arrives() -> None:
     assert (s.logit_bias, s.logprobs, spec.n, spec.include_usage) == ({7: -100.0}, 2, 2, True)
     assert (spec.store, spec.retention_s, spec.metadata) == (True, SETTINGS.retention_s, {"a": "b"})
     assert JobSpec.from_json(spec.to_json()) == spec
+
+
+async def test_what_the_model_recommends_fills_what_a_request_leaves_open() -> None:
+    model = admitted(sampling={"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1})
+    request = ChatRequest.model_validate({"model": MODEL, "messages": HI, "top_k": -1, "temperature": None})
+    sampling = (await chat_spec(request, model, SETTINGS, "")).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.repetition_penalty, sampling.top_p) == (0.6, 0, 1.1, 1)
 
 
 async def test_a_developer_is_a_system_and_parts_are_lines() -> None:
@@ -100,9 +108,9 @@ def test_idempotency_keys(header: str | None, key: str) -> None:
 
 
 def test_positions() -> None:
-    assert position_of(None, None) == START
-    assert position_of("3-4", "1-2") == EntryId(3, 4)
-    assert position_of(None, "1-2") == EntryId(1, 2)
+    assert position_of(None, None).after == START
+    assert position_of("3-4", "1-2") == Position(EntryId(3, 4), "Last-Event-ID")
+    assert position_of(None, "1-2") == Position(EntryId(1, 2), "starting_after")
 
 
 def test_estimates() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers import GenerationConfig, LlamaConfig, MistralConfig, Qwen3Config
 
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, fast_tokenizer, tiny_model
 from workers.engine import attention
@@ -60,6 +60,22 @@ def test_every_configured_end_token_ends_an_answer() -> None:
         model.generation_config.eos_token_id = configured
 
 
+def test_what_the_authors_recommend_for_sampling_is_in_the_profile() -> None:
+    model, source = tiny_model("llama"), fast_tokenizer()
+    before = model.generation_config
+    recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    try:
+        for config, expected in (
+            ({}, {}),
+            ({"do_sample": False, "repetition_penalty": 1.2}, {"temperature": 0.0, "repetition_penalty": 1.2}),
+            ({"do_sample": True, **recommended}, recommended),
+        ):
+            model.generation_config = GenerationConfig(**config)
+            assert describe(model, source).profile.sampling == expected
+    finally:
+        model.generation_config = before
+
+
 def test_a_model_without_a_chat_template_says_so() -> None:
     source = fast_tokenizer()
     source.chat_template = None
@@ -70,6 +86,15 @@ def test_the_cache_holds_the_longest_sequence_and_a_share_of_all() -> None:
     model: Any = tiny_model("llama")
     assert plan_budget(EngineSpec("x", max_num_seqs=1), model, CONTEXT).kv_tokens > CONTEXT
     assert plan_budget(EngineSpec("x", max_num_seqs=8), model, CONTEXT).kv_tokens == 8 * CONTEXT
+
+
+def test_a_context_that_does_not_fit_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model("llama")
+    monkeypatch.setattr("workers.engine.loading.CPU_KV_SHARE", 1e-9)
+    with pytest.raises(ValueError, match="smaller max_model_len"):
+        plan_budget(EngineSpec("x", max_model_len=100), model, 100)
+    with pytest.raises(ValueError, match="free memory"):
+        plan_budget(EngineSpec("x"), model, CONTEXT)
 
 
 def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
