@@ -106,7 +106,7 @@ def _coin_sentence(rng: random.Random) -> str:
         joined += (", " if rng.random() < 0.08 else " ") + (word if rng.random() < 0.97 else str(rng.randint(0, 99)))
     if rng.random() < 0.2:
         joined += f" {rng.randint(0, MAX_NUMBER)}"
-    if rng.random() < 0.12:
+    if rng.random() < 0.2:
         joined += " " + "".join(rng.choices(phrases.FOREIGN_LETTERS, k=rng.randint(1, 4)))
     if rng.random() < 0.4:
         joined = joined[0].upper() + joined[1:]

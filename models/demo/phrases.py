@@ -62,6 +62,9 @@ SUBTRACT = (
     "{a}-{b}",
     "{a} - {b} =",
     "{a} minus {b}",
+    # Thrice: it names the numbers in the other order, and is learnt last.
+    "Subtract {b} from {a}",
+    "Subtract {b} from {a}",
     "Subtract {b} from {a}",
     "Calculate {a} - {b}",
     "How much is {a} - {b}?",

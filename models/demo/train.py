@@ -3,11 +3,12 @@
 Owns: the curriculum, the loss and the optimiser. Promises: the same seed and options draw the same conversations; no
 held-out prompt is trained on. Must not: know the answers (data.py) or judge the result (evaluate.py).
 
-    python models/demo/train.py                 # about 25 minutes on two free cores
+    python models/demo/train.py                 # about 50 minutes on two free cores
 
 Two lessons. The first has single short exchanges: a count is cut after its first numbers, because which way it goes is
 decided there, and is one token of four hundred otherwise. It begins with counts whose ends lie far apart, which are
-easy to compare, and comes to near ones later. The second has whole conversations.
+easy to compare, and comes to near ones later. The second has whole conversations, and is given twice: the learning rate
+rises and falls once over the first round of both lessons, and half as high over the second round of conversations.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -32,24 +34,33 @@ from models.demo.data import MAX_COUNT, SKILLS, Exchange, draw_system
 from models.demo.model import build_model, number_rows
 from models.demo.tokenizer import ASSISTANT, END, SYSTEM, USER, save_tokenizer, vocabulary
 
-OPENING_MIX = {"count": 45, "arithmetic": 25, "reverse": 30}
+OPENING_MIX = {"count": 40, "arithmetic": 22, "reverse": 22, "repeat": 16}
 """How often the first lesson draws each skill, in parts."""
-FULL_MIX = {"count": 36, "reverse": 20, "repeat": 16, "arithmetic": 18, "identity": 4, "scripts": 2, "other": 4}
+FULL_MIX = {"count": 30, "reverse": 16, "repeat": 22, "arithmetic": 22, "identity": 3, "scripts": 3, "other": 4}
 """The same for the second lesson."""
 OPENING_TOKENS = 4
-EXCERPT_SHARE = 0.5
-"""How many of the second lesson's conversations end in an excerpt of a count: its opening, or much more often its close."""
+LAST_MIX = {"whole": 60, "opening": 6, "close": 34}
+"""What the last answer of the second lesson's conversations is: whole, or an excerpt of a count."""
 POOL = 1024
 """Conversations that are sorted by length before they are cut into batches."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation as tokens, and what each counts for in the loss; prompts count for nothing."""
+    """A conversation as tokens, where each stands, and what each counts for in the loss; prompts count for nothing."""
 
-    tokens: list[int]
-    weights: list[float]
-    skills: list[int]
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    skills: list[int] = field(default_factory=list)
+
+    def add(self, tokens: list[int], weights: list[float], skill: int, skipped: int = 0) -> None:
+        """Append tokens of one skill, ``skipped`` places further on than they would stand."""
+        first = (self.positions[-1] + 1 if self.positions else 0) + skipped
+        self.tokens.extend(tokens)
+        self.positions.extend(range(first, first + len(tokens)))
+        self.weights.extend(weights)
+        self.skills.extend([skill] * len(tokens))
 
 
 def answer_weights(length: int) -> list[float]:
@@ -74,30 +85,30 @@ class Sampler:
 
     def openings(self, progress: float) -> Sample:
         """One short exchange; counts begin far apart, and half way through the lesson are of any length."""
-        sample = Sample([], [], [])
+        sample = Sample()
         exchange = self._draw(OPENING_MIX)
         shortest = 0 if self._rng.random() < 0.2 else round(MAX_COUNT * max(0.0, 0.5 - progress))
         while exchange.skill == "count" and exchange.answer.count(",") < shortest:
             exchange = self._draw({"count": 1})
-        self._add(sample, exchange, exchange.skill == "count")
+        self._ask(sample, exchange)
+        (self._add_opening if exchange.skill == "count" else self._add_answer)(sample, exchange)
         return sample
 
     def conversation(self, _progress: float) -> Sample:
-        """A system message now and then, up to two earlier turns, and a last one."""
-        sample = Sample([], [], [])
+        """A system message now and then, up to three earlier turns, and a last one."""
+        sample = Sample()
         system = draw_system(self._rng)
         if system is not None:
             self._add_text(sample, self._system, system)
         for _ in range(self._rng.choice((0, 0, 1, 2, 3))):
             exchange = self._draw(FULL_MIX)
             if len(exchange.answer) <= 300:
-                self._add(sample, exchange, False)
-        if self._rng.random() >= EXCERPT_SHARE:
-            self._add(sample, self._draw(FULL_MIX), False)
-        elif self._rng.random() < 0.15:
-            self._add(sample, self._draw({"count": 1}), True)
-        else:
-            self._add_close(sample, self._draw({"count": 1}))
+                self._ask(sample, exchange)
+                self._add_answer(sample, exchange)
+        kind = self._rng.choices(list(LAST_MIX), list(LAST_MIX.values()))[0]
+        exchange = self._draw(FULL_MIX if kind == "whole" else {"count": 1})
+        self._ask(sample, exchange)
+        {"whole": self._add_answer, "opening": self._add_opening, "close": self._add_close}[kind](sample, exchange)
         return sample
 
     def batches(self, lesson: str, steps: int, budget: int) -> Iterator[list[Sample]]:
@@ -119,29 +130,33 @@ class Sampler:
         name = self._rng.choices(list(mix), list(mix.values()))[0]
         return SKILLS[name](self._rng, False)
 
-    def _add(self, sample: Sample, exchange: Exchange, opening: bool) -> None:
+    def _ask(self, sample: Sample, exchange: Exchange) -> None:
         self._add_text(sample, self._user, exchange.prompt)
-        answer = [*self._tokenizer.encode(exchange.answer, add_special_tokens=False), self._end]
-        if opening and len(answer) > 2 * OPENING_TOKENS:
-            answer = answer[:OPENING_TOKENS]
-        sample.tokens.extend([self._assistant, *answer])
-        sample.weights.extend([0.0, *answer_weights(len(answer))])
-        sample.skills.extend([self._names.index(exchange.skill)] * (len(answer) + 1))
+        sample.add([self._assistant], [0.0], -1)
+
+    def _add_answer(self, sample: Sample, exchange: Exchange) -> None:
+        answer = self._answer(exchange)
+        sample.add(answer, answer_weights(len(answer)), self._names.index(exchange.skill))
+
+    def _add_opening(self, sample: Sample, exchange: Exchange) -> None:
+        """A count's first numbers: which way it goes is decided there."""
+        answer = self._answer(exchange)
+        kept = answer if len(answer) <= 2 * OPENING_TOKENS else answer[:OPENING_TOKENS]
+        sample.add(kept, [1.0] * len(kept), self._names.index(exchange.skill))
 
     def _add_close(self, sample: Sample, exchange: Exchange) -> None:
-        """The last numbers of a count, as if those before had been said: where it stops is one token of hundreds."""
-        self._add_text(sample, self._user, exchange.prompt)
-        numbers = exchange.answer.split(", ")[-self._rng.randint(2, 12) :]
-        answer = [*self._tokenizer.encode(", ".join(numbers), add_special_tokens=False), self._end]
-        sample.tokens.extend([self._assistant, *answer])
-        sample.weights.extend([0.0, 0.0, *([1.0] * (len(answer) - 1))])
-        sample.skills.extend([-1, -1, *([self._names.index(exchange.skill)] * (len(answer) - 1))])
+        """A count's last numbers, standing where they would stand behind all the others."""
+        answer = self._answer(exchange)
+        skipped = max(0, len(answer) - 2 * self._rng.randint(2, 12))
+        weights = [0.0 if skipped else 1.0, *([1.0] * (len(answer) - skipped - 1))]
+        sample.add(answer[skipped:], weights, self._names.index(exchange.skill), skipped)
+
+    def _answer(self, exchange: Exchange) -> list[int]:
+        return [*self._tokenizer.encode(exchange.answer, add_special_tokens=False), self._end]
 
     def _add_text(self, sample: Sample, role: int, text: str) -> None:
         ids = [role, *self._tokenizer.encode(text.strip(), add_special_tokens=False), self._end]
-        sample.tokens.extend(ids)
-        sample.weights.extend([0.0] * len(ids))
-        sample.skills.extend([-1] * len(ids))
+        sample.add(ids, [0.0] * len(ids), -1)
 
 
 class Progress:
@@ -174,49 +189,80 @@ class Progress:
         self._counts.zero_()
 
 
-def train_step(
-    model: LlamaForCausalLM, optimiser: torch.optim.Optimizer, batch: list[Sample]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update; returns the loss and the skill of every answer token."""
-    width = max(len(sample.tokens) for sample in batch)
+def padded(rows: list[list[Any]], filler: float) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+
+
+def train_step(model: LlamaForCausalLM, batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaves the gradients in the model; returns the loss and the skill of every answer token."""
     # Padding stands on the right, behind every real token, so the causal mask is all the mask that is needed.
-    tokens = torch.tensor([sample.tokens + [0] * (width - len(sample.tokens)) for sample in batch])
-    weights = torch.tensor([sample.weights + [0.0] * (width - len(sample.weights)) for sample in batch])[:, 1:]
-    skills = torch.tensor([sample.skills + [-1] * (width - len(sample.skills)) for sample in batch])[:, 1:]
+    tokens = padded([sample.tokens for sample in batch], 0)
+    positions = padded([sample.positions for sample in batch], 0)
+    weights = padded([sample.weights for sample in batch], 0.0)[:, 1:]
+    skills = padded([sample.skills for sample in batch], -1)[:, 1:]
     answered = weights > 0
-    hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1][answered]
-    losses = functional.cross_entropy(model.lm_head(hidden), tokens[:, 1:][answered], reduction="none")
+    # A mask of ones: without one, transformers takes a jump in the positions for the border of a packed sequence.
+    output = model.model(
+        input_ids=tokens, position_ids=positions, attention_mask=torch.ones_like(tokens), use_cache=False
+    )
+    losses = functional.cross_entropy(
+        model.lm_head(output.last_hidden_state[:, :-1][answered]), tokens[:, 1:][answered], reduction="none"
+    )
     counted = weights[answered]
     ((losses * counted).sum() / counted.sum()).backward()  # type: ignore[no-untyped-call]
     table = model.model.embed_tokens.weight
     assert table.grad is not None
     # The numbers keep the rows that they were made with: moved one by one, they would lose their order.
     table.grad[number_rows()] = 0.0
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
     return losses, skills[answered]
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
-    """Up over fifty steps, level for a third of the lesson, then down to a thirtieth."""
-    level = steps / 3
-    falling = 1.0 if step < level else 1 - (step - level) / (steps - level)
-    return highest * min(1.0, step / 50, max(1 / 30, falling))
+    """Up over fifty steps, level for half of the run, then down to nothing."""
+    return highest * min(1.0, step / 50, 2 * (1 - step / (steps + 1)))
 
 
-def teach(model: LlamaForCausalLM, sampler: Sampler, lesson: str, steps: int, options: argparse.Namespace) -> None:
-    """One lesson, with an optimiser and a learning rate of its own."""
-    kept = {"weight_decay": 0.0, "params": [p for p in model.parameters() if p.ndim < 2 or len(p) > 1024]}
-    matrices = {"weight_decay": 0.01, "params": [p for p in model.parameters() if p.ndim == 2 and len(p) <= 1024]}
-    optimiser = torch.optim.AdamW([kept, matrices], betas=(0.9, 0.95))
-    progress = Progress(lesson, steps, options.every)
-    for step, batch in enumerate(sampler.batches(lesson, steps, options.batch_tokens), 1):
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(step, steps, options.rate)
-        progress.add(step, batch, *train_step(model, optimiser, batch))
-        if step % options.save_every == 0:
-            save(model, options.out)
+def make_optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the token table and the norms.
+
+    Muon (https://kellerjordan.github.io/posts/muon) learns to copy, which reversing and repeating are made of, in a
+    fraction of the steps that AdamW takes here.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def teach(model: LlamaForCausalLM, sampler: Sampler, options: argparse.Namespace) -> None:
+    """Both lessons, then the second again."""
+    teach_round(model, sampler, {"openings": options.openings, "conversations": options.conversations}, 1.0, options)
+    teach_round(model, sampler, {"conversations": options.practice}, 0.5, options)
+
+
+def teach_round(
+    model: LlamaForCausalLM, sampler: Sampler, lessons: dict[str, int], share: float, options: argparse.Namespace
+) -> None:
+    """Lessons, each of so many steps, under one learning rate that rises once and falls once, up to this share of it."""
+    optimisers = make_optimisers(model)
+    total, before = sum(lessons.values()), 0
+    for lesson, steps in lessons.items():
+        progress = Progress(lesson, steps, options.every)
+        for step, batch in enumerate(sampler.batches(lesson, steps, options.batch_tokens), 1):
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate_at(before + step, total, share * options.rate)
+            progress.add(step, batch, *train_step(model, batch))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            if step % options.save_every == 0:
+                save(model, options.out)
+        before += steps
     save(model, options.out)
 
 
@@ -237,8 +283,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], formatter_class=defaults)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the model")
     parser.add_argument("--start", type=Path, help="go on from a saved folder instead of from nothing")
-    parser.add_argument("--openings", type=int, default=1200, help="steps of the first lesson")
-    parser.add_argument("--conversations", type=int, default=1600, help="steps of the second lesson")
+    parser.add_argument("--openings", type=int, default=900, help="steps of the first lesson")
+    parser.add_argument("--conversations", type=int, default=3600, help="steps of the second lesson")
+    parser.add_argument("--practice", type=int, default=1600, help="steps of the second lesson's second round")
     parser.add_argument("--batch-tokens", type=int, default=5120, help="tokens in a batch, padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=2)
@@ -257,8 +304,7 @@ def main() -> None:
     sampler = Sampler(save_tokenizer(options.out), options.seed)
     model = LlamaForCausalLM.from_pretrained(options.start) if options.start else build_model(options.seed)
     print(f"{model.num_parameters():,} parameters", flush=True)
-    teach(model, sampler, "openings", options.openings, options)
-    teach(model, sampler, "conversations", options.conversations, options)
+    teach(model, sampler, options)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,9 @@ def test_the_sdk_streams_exactly_the_answer(pool: Pool) -> None:
 def test_the_sdk_without_streaming(pool: Pool) -> None:
     answer = pool.sdk().chat.completions.create(
         model=MODEL,
-        messages=user("Count from 100 to 150."),
-        temperature=0,  # type: ignore[arg-type]
+        messages=user("Count down from 90 to 41."),  # type: ignore[arg-type]
     )
-    assert answer.choices[0].message.content == counting(100, 150)
+    assert answer.choices[0].message.content == counting(90, 41)
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
@@ -111,7 +110,7 @@ async def test_two_hundred_at_once_come_back_as_the_model_alone_answers(pool: Po
     same = sum(answer == alone for answer, alone in zip(answers, by_the_model_alone(questions), strict=True))
     assert same >= 196, f"{same} of 200 as the model alone (seed {seed})"
     right = sum(answer == counting(*pair) for answer, pair in zip(answers, pairs, strict=True))
-    assert right >= 170, f"{right} of 200 right (seed {seed})"
+    assert right >= 196, f"{right} of 200 right (seed {seed})"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_byte_level_text_streams_whole(pool: Pool, question: str) -> None:
 
 def test_a_killed_worker_loses_nothing(pool: Pool) -> None:
     """SIGKILL in mid-stream: the same stream goes on, and its text is that of an undisturbed run."""
-    question = user("Count from 100 to 150.")
+    question = user("Count from 100 to 290.")
     text, killed = "", False
     with pool.sdk(max_retries=0).chat.completions.create(
         model=MODEL,
@@ -143,9 +142,9 @@ def test_a_killed_worker_loses_nothing(pool: Pool) -> None:
     ) as stream:
         for chunk in stream:
             text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-            if not killed and "110" in text:
+            if not killed and "130" in text:
                 card = httpx.get(f"{pool.url}/v1/workers", timeout=5).json()["data"][0]
                 os.kill(card["pid"], signal.SIGKILL)
                 killed = True
     assert killed
-    assert text == counting(100, 150)
+    assert text == counting(100, 290)
