@@ -26,8 +26,8 @@ def submit(console: Console, client: Client, body: dict[str, Any], wait: bool) -
             time.sleep(POLL_S)
             try:
                 job = client.get(f"/v1/jobs/{job['id']}")
-            except ApiError as error:
-                raise ApiError(f"{error}\n{job['id']} was accepted, and goes on without this command") from None
+            except ApiError as away:
+                raise ApiError(f"{away}\n{job['id']} was accepted, and goes on without this command") from None
             status.update(f"{job['id']}: {describe(job)}")
     if job["state"] != "succeeded":
         error = job.get("error") or {}

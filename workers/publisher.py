@@ -146,8 +146,8 @@ class Publisher:
                 refused.append((pair[0], error))
         if len(refused) == len(pairs):
             raise refused[0][1]
-        for attempt, error in refused:
-            log.error("job %s is let go of, its log cannot be written: %s", attempt.job, error)
+        for attempt, why in refused:
+            log.error("job %s is let go of, its log cannot be written: %s", attempt.job, why)
             self.obey(attempt, Answer("lost"))
 
     def _learn(self, attempt: Attempt, write: Write, answer: Answer) -> None:
