@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -104,6 +105,7 @@ class WorkerRuntime:
         self.begin_drain()
         if self._state != "loading":
             self._drained.wait(self._settings.step_timeout_s)
+            self._replace_tickets()
             self._engine_thread.join(STEP_GRACE_S)  # closing the engine while the interpreter ends can crash it
 
     def card(self) -> WorkerCard:
@@ -150,6 +152,12 @@ class WorkerRuntime:
         for part in (self._keeper, self._publisher, self._heartbeat):
             part.close()
         self._drained.set()
+
+    def _replace_tickets(self) -> None:
+        """Those that lanes took and dropped while draining; only now does this process take no more. A reaper would
+        replace them, too, up to a second later: a pause that the jobs given back need not have."""
+        with suppress(StoreDown):
+            self._ledger.reap()
 
     def _cut_drain(self) -> None:
         log.warning("the drain takes too long: the process ends, what it still holds lapses with its lease")

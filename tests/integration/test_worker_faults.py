@@ -11,6 +11,7 @@ import pytest
 
 from tasks.events import Delta
 from tasks.jobs import JobState
+from tasks.keys import queue_of
 from tests.integration.worker_rig import WorkerRig, expected
 from tests.processes import wait_until
 
@@ -64,6 +65,18 @@ def test_a_drain_hands_jobs_over_without_loss_or_blame(pool: WorkerRig, number: 
     for job in jobs:
         assert pool.text(job) == expected(SLOW)
         assert (pool.job(job).losses, pool.job(job).strikes, pool.job(job).attempt) == (0, 0, 2)
+
+
+def test_a_drain_leaves_a_ticket_for_every_job_that_waits(pool: WorkerRig) -> None:
+    """Lanes without room hold tickets, which they drop: all must be replaced, and here nobody reaps afterwards."""
+    worker = pool.start()
+    jobs = [pool.submit(SLOW, n=8) for _ in range(5)]
+    pool.until_tokens(jobs[0], 20)
+    wait_until(lambda: pool.redis.llen(queue_of("fake")) == 0, "lanes that hold the tickets")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(5) == 0
+    assert [pool.job(job).state for job in jobs] == [JobState.QUEUED] * 5
+    assert pool.redis.llen(queue_of("fake")) >= 5
 
 
 def test_stop_strings_and_limits_hold_over_a_resume(pool: WorkerRig) -> None:

@@ -99,7 +99,7 @@ def test_a_sequence_can_be_made_to_fail(engine: BatchingEngine, directive: str, 
         except (RuntimeError, MemoryError):
             failures += 1
             engine.recover()
-    assert failures == 3
+    assert failures == 4
     assert (events[-1].finish, events[-1].code, events[-1].index) == ("error", code, 4)
 
 
