@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
-import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import redis
+from servers import own_redis
 
 from tasks.connections import connect, connect_async
 from tasks.events import Delta, encode
 from tasks.jobs import JobSpec, new_id
 from tasks.keys import key
 from tasks.ledger import Claim, JobLedger, Write
-from tasks.redis_server import find_server
 from tasks.sampling import Sampling
 from tasks.settings import load_settings
 from tasks.store import JobStore
@@ -66,24 +66,6 @@ def cpu_s(client: redis.Redis) -> float:
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
-def own_redis(folder: str) -> tuple[subprocess.Popen[bytes], str]:
-    """A Redis that appends to disk as `penstock up` has it."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir", folder]
-    server = subprocess.Popen([find_server(), *options], stdout=subprocess.DEVNULL)
-    url = f"redis://127.0.0.1:{port}/0"
-    with redis.Redis.from_url(url) as client:
-        for _ in range(100):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-    return server, url
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=64, help="jobs that emit in every step (default 64)")
@@ -93,14 +75,9 @@ def main() -> None:
         "--redis", default="", metavar="URL", help="a Redis that may be FLUSHED; default: one of its own"
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server, url = (None, options.redis) if options.redis else own_redis(folder)
-        try:
-            took, cpu = measure(url, options.jobs, options.channels, options.steps)
-        finally:
-            if server:
-                server.terminate()
-                server.wait(10)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        url = options.redis or stack.enter_context(own_redis(Path(folder)))
+        took, cpu = measure(url, options.jobs, options.channels, options.steps)
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
     print(f"step() of {options.jobs} jobs on {options.channels} channel(s), {len(took)} steps: ", end="")
     print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {p50 * 1000 / options.jobs:.1f} µs per token; Redis' CPU {cpu:.2f} ms")

@@ -31,7 +31,7 @@ pidfile "{folder}/redis.pid"
 daemonize no
 save ""
 appendonly yes
-appendfsync everysec
+appendfsync {appendfsync}
 maxmemory-policy noeviction
 """
 
@@ -39,14 +39,14 @@ maxmemory-policy noeviction
 class EmbeddedRedis:
     """Our own server in the data directory. Raises `BadConfig` while an earlier one still has the same files."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, appendfsync: str) -> None:
         self._lock = _take_files(folder)
         password = secrets.token_urlsafe(24)
         self.address = f"127.0.0.1:{port}"
         self.url = f"redis://:{password}@{self.address}/0"
         config = folder / "redis.conf"
         quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-        write_private(config, CONFIG.format(port=port, password=password, folder=quoted))
+        write_private(config, CONFIG.format(port=port, password=password, folder=quoted, appendfsync=appendfsync))
         # SIGTERM, not SIGKILL, if the supervisor is killed: Redis then completes its append-only file, in milliseconds.
         # It inherits the lock of its files, so the next supervisor knows for certain whether it still runs.
         self.part = Part(

@@ -94,7 +94,7 @@ def _redis(settings: Settings, folder: Path) -> Iterator[tuple[str, str, Embedde
         given = redis_url(settings)
         yield given, check(given), None
         return
-    with contextlib.closing(EmbeddedRedis(folder, settings.redis_port)) as embedded:
+    with contextlib.closing(EmbeddedRedis(folder, settings.redis_port, settings.appendfsync)) as embedded:
         yield embedded.url, f"{embedded.address}, its files in {folder}", embedded
 
 

@@ -13,6 +13,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 TIMEOUT_S = 5.0
@@ -26,6 +27,8 @@ def _options(role: str, timeout: float | None) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": 10,
         "client_name": f"penstock-{role}",
+        # With these, pools hand out connections that were cut while they lay idle, and the next call fails.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
 
 

@@ -7,7 +7,7 @@
     │   └── Conflict       an idempotency key that came with another body
     ├── BadConfig          settings or models.toml: names the key and the remedy
     └── StoreDown          Redis cannot be reached, or refuses writes
-        └── StoreRefused   it answered a call with an error
+        └── StoreRefused   it refuses this call, not every call
 
 HTTP statuses are not known here: `api.errors` maps every code to one, and a test proves that table complete.
 """
@@ -107,4 +107,4 @@ class StoreDown(PenstockError):
 
 
 class StoreRefused(StoreDown):
-    """Redis answered one call with an error: its own state (full, loading), or a record that no script can read."""
+    """Redis answered this call with an error, and would take others: a record that no script can read."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from tasks import lua
 from tasks.errors import StoreDown, StoreRefused
@@ -21,6 +21,9 @@ from tasks.jobs import JobSpec
 from tasks.keys import key
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.settings import Settings
+
+#: How a Redis says that it takes no writes from anybody. From within a script some versions wrap it into another error.
+NO_WRITES = ("OOM command", "READONLY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "LOADING ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,13 @@ class JobLedger:
         try:
             return function(*args, **kwargs)
         except ResponseError as error:
-            raise StoreRefused(f"Redis: {error}") from error
+            raise (StoreDown if _takes_no_writes(error) else StoreRefused)(f"Redis: {error}") from error
         except (RedisError, OSError) as error:
             raise StoreDown(f"Redis: {error}") from error
+
+
+def _takes_no_writes(error: ResponseError) -> bool:
+    """Full, a replica, or without the replicas that it must have: an outage, and no job's fault."""
+    return isinstance(error, OutOfMemoryError | ReadOnlyError | MasterDownError) or any(
+        word in str(error) for word in NO_WRITES
+    )

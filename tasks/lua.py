@@ -11,7 +11,7 @@ from importlib.resources import files
 from tasks import jobs, keys
 from tasks.generate import ticket_template
 
-NAMES = ("submit", "attach", "detach", "claim", "step", "renew", "release", "cancel", "reap", "beat")
+NAMES = ("submit", "attach", "detach", "claim", "step", "renew", "release", "preempt", "cancel", "reap", "beat")
 
 
 @cache

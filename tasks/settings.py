@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port of the API and the web page")
     flower_port: int = Field(5555, ge=0, le=65535, description="port of Flower")
     redis_port: int = Field(0, ge=0, le=65535, description="port of the embedded Redis; 0: a free one")
+    appendfsync: Literal["everysec", "always"] = Field(
+        "everysec", description="how the embedded Redis syncs its file: everysec, or always (a power cut takes nothing)"
+    )
     redis_url: str = Field("", description="an existing Redis (then REDIS_URL, then the data dir's redis.url)")
     data_dir: Path = Field(Path(".penstock"), description="Redis' files, logs and redis.url")
     models: Path = Field(Path("models.toml"), description="what is served")

@@ -1,4 +1,4 @@
-"""The API's side of the job protocol: submit, read, watch, cancel. Asynchronous; each method is one round trip.
+"""The API's side of the job protocol: submit, read, watch, cancel, preempt. Asynchronous; each method is one round trip.
 
 Every method raises `StoreDown` when Redis cannot be reached or refuses the call. The worker's side is `tasks.ledger`.
 """
@@ -115,6 +115,14 @@ class JobStore:
     async def cancel(self, job_id: str) -> str:
         """cancelled (it never ran), requested (its worker stops it), "already <state>", or gone."""
         return cast(str, await self._run("cancel", job_id))
+
+    async def preempt(self, job_id: str) -> str:
+        """Put a running job back into line with its tokens, without blame: a more urgent one gets its lane.
+
+        preempted, "ended <state>" (a cancel or its deadline was due), "already <state>" (it does not run), or gone. Its
+        worker is refused from now on and frees the lane at its next step, at the latest when it renews its lease.
+        """
+        return cast(str, await self._run("preempt", job_id))
 
     async def read(self, job_id: str, start: EntryId = START, count: int = 500) -> list[tuple[EntryId, Entry]]:
         """Entries of the log from `start` on, `start` itself included, at most `count`."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
+CELERY = ("celery", "-A", "workers.main", "worker")
 FAKE_MODEL = '[[model]]\nname = "fake"\nengine = "fake"\nmax_num_seqs = {lanes}\n'
 
 
@@ -82,9 +83,17 @@ class WorkerProcess:
 
 
 def start_worker(
-    folder: Path, redis_url: str, models_toml: Path, env: Mapping[str, str] | None = None, model: str = "fake"
+    folder: Path,
+    redis_url: str,
+    models_toml: Path,
+    env: Mapping[str, str] | None = None,
+    model: str = "fake",
+    fault: str = "",
 ) -> WorkerProcess:
-    """Start `celery -A workers.main worker`; its log goes to a new file in `folder`. The caller stops it."""
+    """Start `celery -A workers.main worker`; its log goes to a new file in `folder`. The caller stops it.
+
+    `fault`: one of `tests.faulty_worker`, planted in it.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     settings = {
         "PENSTOCK_REDIS_URL": redis_url,
@@ -98,7 +107,7 @@ def start_worker(
     log_file = folder / f"worker-{number}.log"
     with log_file.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "workers.main", "worker"],
+            [sys.executable, "-m", *(("tests.faulty_worker", fault) if fault else CELERY)],
             cwd=ROOT,
             env=inherited | settings | dict(env or {}),
             stdin=subprocess.DEVNULL,

@@ -128,27 +128,21 @@ class Publisher:
     def _step(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
         try:
             answers = self._ledger.step([write for _, write in pairs])
-        except StoreRefused:
-            if len(pairs) == 1:
-                raise
-            self._step_apart(pairs)
+        except StoreRefused as error:
+            self._step_apart(pairs, error)
             return
         for (attempt, write), answer in zip(pairs, answers, strict=True):
             self._learn(attempt, write, answer)
 
-    def _step_apart(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
-        """One call a job: a record that Redis chokes on must not hold the others up. Raises if it chokes on them all."""
-        refused: list[tuple[Attempt, StoreRefused]] = []
-        for pair in pairs:
-            try:
+    def _step_apart(self, pairs: Sequence[tuple[Attempt, Write]], error: StoreRefused) -> None:
+        """One call a job: a record that Redis chokes on must not hold the others up, and is let go of."""
+        if len(pairs) > 1:
+            for pair in pairs:
                 self._step([pair])
-            except StoreRefused as error:
-                refused.append((pair[0], error))
-        if len(refused) == len(pairs):
-            raise refused[0][1]
-        for attempt, why in refused:
-            log.error("job %s is let go of, its log cannot be written: %s", attempt.job, why)
-            self.obey(attempt, Answer("lost"))
+            return
+        ((attempt, _),) = pairs
+        log.error("job %s is let go of, its log cannot be written: %s", attempt.job, error)
+        self.obey(attempt, Answer("lost"))
 
     def _learn(self, attempt: Attempt, write: Write, answer: Answer) -> None:
         if answer.verdict in ("ok", "cancel", "deadline"):

@@ -10,7 +10,33 @@ if api ~= '' then redis.call('ZADD', K.apis_, int(t + 3 * lease), api) end
 
 local function due(index) return redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. int(t), 'LIMIT', 0, BATCH) end
 
-if t - tick > 3000 or t < tick then -- Redis or everybody was away: nobody could renew, so everyone gets a full term
+-- What no rule can hold for is no job. Raises an error, as Redis does for a value of another type.
+local function read(id)
+  local r = record(id)
+  local known = not r or r.state == 'running' or MAY['running>' .. r.state]
+  assert(not r or known and r.model ~= '' and redis.call('HEXISTS', K.job .. id, 'spec') == 1, 'a malformed record')
+  return r
+end
+
+-- Does `act` to all that is due. A corrupt record must not stop the reaping of the others: it is taken out of the index,
+-- and kept for a day. A Redis that refuses writes has refused the tick above, so no sound job is taken for corrupt.
+local function each(index, act)
+  local ids = due(index)
+  for _, id in ipairs(ids) do
+    local sound, why = pcall(act, id)
+    if not sound then
+      redis.call('ZREM', index, id)
+      for _, family in ipairs({K.job, K.log, K.watch}) do redis.call('EXPIRE', family .. id, 86400) end
+      redis.log(redis.LOG_WARNING, 'cannot reap ' .. id .. ': ' .. (type(why) == 'table' and why.err or tostring(why)))
+    end
+  end
+  return #ids
+end
+
+-- A worker renews every third of its lease, so an outage of two thirds may end a lease that nobody let go of. Reapers
+-- come by every second: less than 1.5 s is no outage, or a lone reaper would renew the leases of the dead for ever.
+local away = math.max(1500, math.min(3000, lease * 2 / 3))
+if t - tick > away or t < tick then -- Redis or everybody was away: nobody could renew, so everyone gets a full term
   for _, index in ipairs({{K.leases_, lease}, {K.apis_, 3 * lease}}) do
     for _, member in ipairs(redis.call('ZRANGE', index[1], 0, -1)) do
       redis.call('ZADD', index[1], int(t + index[2]), member)
@@ -19,13 +45,20 @@ if t - tick > 3000 or t < tick then -- Redis or everybody was away: nobody could
   return {0, 0, 0, 0, 0}
 end
 
-local lost = due(K.leases_)
-for _, id in ipairs(lost) do
-  local r = record(id)
+local lost = each(K.leases_, function(id)
+  local r = read(id)
   if r and r.state == 'running' then
     take_away(r, t, true, max_strikes, max_losses)
   else
     redis.call('ZREM', K.leases_, id)
+  end
+end)
+
+local function unwatch(id, name)
+  redis.call('SREM', K.watch .. id, name)
+  local r = record(id)
+  if r and r.store == 0 and not terminal(r.state) and redis.call('SCARD', K.watch .. id) == 0 then
+    redis.call('ZADD', K.orphans_, int(t + grace), id)
   end
 end
 
@@ -33,31 +66,25 @@ local gone = due(K.apis_)
 for _, name in ipairs(gone) do
   for _, id in ipairs(redis.call('SRANDMEMBER', K.watched .. name, BATCH)) do
     redis.call('SREM', K.watched .. name, id)
-    redis.call('SREM', K.watch .. id, name)
-    local r = record(id)
-    if r and r.store == 0 and not terminal(r.state) and redis.call('SCARD', K.watch .. id) == 0 then
-      redis.call('ZADD', K.orphans_, int(t + grace), id)
-    end
+    pcall(unwatch, id, name) -- a corrupt record has nobody to wait for
   end
   if redis.call('SCARD', K.watched .. name) == 0 then redis.call('ZREM', K.apis_, name) end
 end
 
-local orphans = due(K.orphans_)
-for _, id in ipairs(orphans) do
-  local r = record(id)
+local orphans = each(K.orphans_, function(id)
+  local r = read(id)
   redis.call('ZREM', K.orphans_, id)
   if r then cancel_unwatched(r, t) end
-end
+end)
 
-local late = due(K.deadlines_)
-for _, id in ipairs(late) do
-  local r = record(id)
+local late = each(K.deadlines_, function(id)
+  local r = read(id)
   redis.call('ZREM', K.deadlines_, id)
   if r and r.state == 'queued' then
     raise(r, t)
     finish(r, 'failed', t, 'deadline_exceeded', 'the deadline passed while the job waited in line')
   end -- a running one: step and renew tell its worker
-end
+end)
 
 redis.call('ZREMRANGEBYSCORE', K.workers_, '-inf', int(t))
 local tickets = 0
@@ -68,4 +95,4 @@ for _, model in ipairs(redis.call('SMEMBERS', K.models_)) do
     tickets = tickets + 1
   end
 end
-return {#lost, #gone, #orphans, #late, tickets}
+return {lost, #gone, orphans, late, tickets}

@@ -18,6 +18,7 @@ from tasks import lua
 from tasks.errors import PenstockError
 from tests.integration import test_protocol_lost_writes as lost
 from tests.integration import test_protocol_ownership as own
+from tests.integration import test_protocol_preempt as preempt
 from tests.integration import test_protocol_reap as reap
 from tests.integration import test_protocol_relay as relay
 from tests.integration import test_protocol_step as step
@@ -76,8 +77,17 @@ GUARDS = [
     Guard("a reaper reads the deadline", "reap", "if r and r.state == 'queued' then", "if false then", reap.test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker),
     Guard("a reaper leaves running ones to their worker", "reap", "if r and r.state == 'queued' then", "if r then", reap.test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker),
     # leases, poison
-    Guard("an outage is noticed", "reap", "t - tick > 3000 or t < tick", "t < tick", reap.test_race_10_after_an_outage_every_lease_gets_a_full_term),
-    Guard("a clock that went back is noticed", "reap", "t - tick > 3000 or t < tick", "t - tick > 3000", reap.test_race_10_a_clock_that_went_back_counts_as_an_outage),
+    Guard("an outage is noticed", "reap", "t - tick > away or t < tick", "t < tick", reap.test_race_10_after_an_outage_every_lease_gets_a_full_term),
+    Guard("a clock that went back is noticed", "reap", "t - tick > away or t < tick", "t - tick > away", reap.test_race_10_a_clock_that_went_back_counts_as_an_outage),
+    Guard("a short lease ends in a short outage", "reap", "math.min(3000, lease * 2 / 3)", "3000", reap.test_race_10_an_outage_is_two_thirds_of_a_short_lease),
+    Guard("a long lease does not hide an outage", "reap", "math.min(3000, lease * 2 / 3)", "lease * 2 / 3", reap.test_race_10_an_outage_is_two_thirds_of_a_short_lease),
+    Guard("a reaper's own pause is no outage", "reap", "math.max(1500, ", "math.max(0, ", reap.test_a_reapers_own_pause_is_no_outage),
+    Guard("a corrupt record stops nobody", "reap", "local sound, why = pcall(act, id)", "local sound, why = true, act(id)", reap.test_a_corrupt_record_does_not_stop_the_reaping_of_others),
+    Guard("a corrupt record leaves the index", "reap", "redis.call('ZREM', index, id)\n      for", "for", reap.test_a_corrupt_record_does_not_stop_the_reaping_of_others),
+    Guard("a corrupt record goes some day", "reap", "redis.call('EXPIRE', family .. id, 86400)", "", reap.test_a_corrupt_record_does_not_stop_the_reaping_of_others),
+    Guard("a job without its spec is corrupt", "reap", " and redis.call('HEXISTS', K.job .. id, 'spec') == 1", "", reap.test_a_corrupt_record_does_not_stop_the_reaping_of_others),
+    Guard("an unknown state is corrupt", "reap", "known and r.model", "r.model", reap.test_a_corrupt_record_does_not_stop_the_reaping_of_others),
+    Guard("a dead process leaves corrupt records alone", "reap", "pcall(unwatch, id, name)", "unwatch(id, name)", reap.test_a_corrupt_record_does_not_keep_a_dead_api_process),
     Guard("a token clears the strikes", "step", "if new > 0 and r.strikes > 0 then set(r, 'strikes', 0, 'alone', 0) end", "", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
     Guard("only a token clears the strikes", "step", "if new > 0 and r.strikes", "if r.strikes", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
     Guard("only a silent attempt is a strike", "prelude", STRIKE, "if true then r.strikes", reap.test_a_silent_workers_job_goes_back_into_line_with_its_tokens),
@@ -85,6 +95,11 @@ GUARDS = [
     Guard("only deaths alone are poison", "prelude", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= max_strikes", reap.test_deaths_in_company_do_not_make_a_job_poison),
     Guard("losses are bounded", "prelude", " or r.losses >= max_losses", "", reap.test_a_job_that_lost_too_many_workers_fails_whatever_it_emitted),
     Guard("a release is no loss", "release", "take_away(r, now(), false)", "take_away(r, now(), true, 9, 9)", own.test_release_adds_neither_strike_nor_loss),
+    Guard("only a running job is preempted", "preempt", "if r.state ~= 'running' then", "if false then", preempt.test_what_does_not_run_is_not_preempted),
+    Guard("a preemption is no loss", "preempt", "take_away(r, now(), false)", "take_away(r, now(), true, 9, 9)", preempt.test_a_preempted_job_goes_back_into_line_with_its_tokens_and_without_blame),
+    Guard("the fence is raised before a preemption", "prelude", "raise(r, t)\n  if r.cancel == 1", "if r.cancel == 1", preempt.test_a_preempted_job_goes_back_into_line_with_its_tokens_and_without_blame),
+    Guard("a preemption reads the cancel", "prelude", "if r.cancel == 1 then return finish", "if false then return finish", preempt.test_a_preempted_job_that_was_to_end_ends, ("cancel",)),
+    Guard("a preemption reads the deadline", "prelude", f"if {DEADLINE} then", "if false then", preempt.test_a_preempted_job_that_was_to_end_ends, ("deadline",)),
     Guard("a requeued job has no lease", "prelude", "redis.call('ZREM', K.leases_, r.id)\n", "", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
     # the line, tickets, keys
     Guard("a requeued job keeps its score", "prelude", "int(r.score), r.id)", "redis.call('INCR', K.order_), r.id)", own.test_race_9_a_requeued_job_keeps_its_place),

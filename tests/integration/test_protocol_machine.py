@@ -1,17 +1,14 @@
 """Random histories of the job protocol on a real Redis, with the invariants checked after every step.
 
-Clients, API processes, three workers with zombies, reapers and faults take turns. HYPOTHESIS_PROFILE=thorough runs many
-more and longer histories, with fresh seeds.
+Clients, API processes, three workers with zombies, reapers and faults take turns; `protocol_turns` says how often.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sized
 from typing import cast
 
 import redis
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
@@ -22,9 +19,8 @@ from tests.integration.protocol_attempt import Attempt
 from tests.integration.protocol_checks import Witness
 from tests.integration.protocol_reader import Reader
 from tests.integration.protocol_rig import MODEL, Rig, Snapshot
-from tests.integration.protocol_turns import APIS, WORKERS, Turn, at, turns, ways
+from tests.integration.protocol_turns import APIS, PROFILE, WORKERS, Turn, at, turns, ways
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 JOBS, ROLLBACKS, LIMIT = 4, 2, 3
 
 
@@ -47,7 +43,9 @@ class Protocol(RuleBasedStateMachine):
     @rule(what=ways, turn=turns)
     def turn(self, what: str, turn: Turn) -> None:
         needs: dict[str, Sized] = dict.fromkeys(("work", "again", "renew", "release", "die"), self.attempts)
-        needs |= dict.fromkeys(("resume", "poll", "leave"), self.readers) | dict.fromkeys(("cancel", "read"), self.jobs)
+        needs |= dict.fromkeys(("resume", "poll", "leave"), self.readers) | dict.fromkeys(
+            ("cancel", "read", "preempt"), self.jobs
+        )
         if what in needs and not needs[what]:
             what = "claim"  # what cannot be done yet gives way to what leads there
         if what == "claim" and not self.rig.line():
@@ -162,6 +160,15 @@ class Protocol(RuleBasedStateMachine):
         if turn.flag:
             self.attempts.remove(attempt)
 
+    def preempt(self, turn: Turn) -> None:
+        job = at(self.jobs, turn.number)
+        before = self.rig.record(job)
+        answer = self.rig.wait(self.rig.store.preempt(job))
+        if before.get("state") == "running":
+            assert answer == ("ended cancelled" if before["cancel"] == "1" else "preempted")
+        else:
+            assert answer == (f"already {before['state']}" if before else "gone")
+
     def die(self, turn: Turn) -> None:
         self.attempts.remove(at(self.attempts, turn.number))
 
@@ -239,12 +246,4 @@ class Protocol(RuleBasedStateMachine):
 
 
 def test_the_protocol_holds_in_random_histories(redis_server: str) -> None:
-    profile = settings(
-        max_examples=500 if THOROUGH else 40,
-        stateful_step_count=80 if THOROUGH else 50,
-        derandomize=not THOROUGH,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_machine(cast("type[RuleBasedStateMachine]", lambda: Protocol(redis_server)), settings=profile)
+    run_machine(cast("type[RuleBasedStateMachine]", lambda: Protocol(redis_server)), settings=PROFILE)

@@ -58,6 +58,72 @@ def test_race_10_a_clock_that_went_back_counts_as_an_outage(rig: Rig) -> None:
     assert int(rig.redis.get(single("tick")) or 0) <= rig.now()
 
 
+def after(rig: Rig, silent_ms: int) -> None:
+    """A reaper comes by when nobody has for so long."""
+    rig.redis.set(single("tick"), rig.now() - silent_ms)
+    rig.ledger.reap()
+
+
+def test_race_10_an_outage_is_two_thirds_of_a_short_lease(rigs: Callable[..., Rig]) -> None:
+    """In which a worker that lives may have missed its renewals; of a long lease, three seconds as ever."""
+    for lease_s, silent_ms in ((3.0, 2300), (60.0, 3300)):
+        rig = rigs(lease_s=lease_s)
+        attempt = rig.running()
+        rig.pass_by("leases", attempt.job)
+        after(rig, silent_ms)
+        assert rig.state(attempt.job) == "running"
+        assert attempt.make(end="succeeded").send() == "ok"
+
+
+def test_a_reapers_own_pause_is_no_outage(rigs: Callable[..., Rig]) -> None:
+    """However short the lease: one reaper, a little late every second, must not keep the dead alive."""
+    rig = rigs(lease_s=0.3)
+    attempt = rig.running()
+    rig.pass_by("leases", attempt.job)
+    after(rig, 1300)
+    assert rig.state(attempt.job) == "queued"
+
+
+def corrupt(rig: Rig, *jobs: str) -> None:
+    """Each in a way of its own; the last one's record is no record at all."""
+    ways = [("state", "asleep"), ("created", "yesterday"), ("model", ""), ("score", "high"), ("losses", "many")]
+    for job, (field, value) in zip(jobs, ways, strict=False):
+        rig.redis.hset(key("job", job), field, value)
+    rig.redis.hdel(key("job", jobs[-2]), "spec")
+    rig.redis.set(key("job", jobs[-1]), "no hash")
+
+
+def test_a_corrupt_record_does_not_stop_the_reaping_of_others(rig: Rig) -> None:
+    waiting = [rig.new(deadline_ms=60_000), rig.new(deadline_ms=60_000)]
+    claimed = {rig.attempt().job for _ in waiting}
+    assert claimed == set(waiting)
+    attempts = [rig.running() for _ in range(7)]
+    late = [rig.new(deadline_ms=60_000) for _ in range(2)]
+    corrupt(rig, *(attempt.job for attempt in attempts))
+    rig.redis.set(key("job", late[0]), "no hash")
+    rig.redis.hset(key("job", late[1]), "deadline", 1)
+    rig.pass_by("leases", *(attempt.job for attempt in attempts), waiting[0])
+    rig.pass_by("deadlines", *late)
+    rig.redis.zadd(single("orphans"), {attempts[-1].job: 1, waiting[1]: 1})
+    assert rig.reap()[:4] == [8, 0, 2, 2]
+    assert (rig.state(waiting[0]), rig.record(waiting[1])["cancel"], rig.state(late[1])) == ("queued", "1", "failed")
+    assert rig.leased() == {waiting[1]}
+    assert rig.redis.zcard(single("orphans")) == 0
+    assert sorted(rig.redis.zrange(single("deadlines"), 0, -1)) == sorted(waiting)
+    for job in [*(attempt.job for attempt in attempts), late[0]]:
+        assert 0 < rig.redis.ttl(key("job", job)) <= 86400
+    assert rig.reap()[:4] == [0, 0, 0, 0]
+
+
+def test_a_corrupt_record_does_not_keep_a_dead_api_process(rig: Rig) -> None:
+    jobs = [rig.new(api="a1") for _ in range(2)]
+    rig.redis.set(key("job", jobs[0]), "no hash")
+    rig.pass_by("apis", "a1")
+    assert rig.reap()[1] == 1
+    assert rig.redis.zrange(single("orphans"), 0, -1) == [jobs[1]]
+    assert not rig.redis.exists(key("watched", "a1"), single("apis"))
+
+
 def test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them(rig: Rig) -> None:
     attempt = rig.running()
     rig.lose(attempt.job)

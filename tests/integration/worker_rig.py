@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tasks.connections import connect, connect_async
 from tasks.events import ChoiceEnd, Delta, End, Entry, EntryId, Started
-from tasks.jobs import Job, JobSpec, JobState, new_id
+from tasks.jobs import Job, JobSpec, JobState, Priority, new_id
 from tasks.keys import key, single
 from tasks.profile import WorkerCard
 from tasks.sampling import Sampling
@@ -67,16 +67,23 @@ class WorkerRig:
         """Run one call of the store."""
         return self._runner.run(call)
 
-    def start(self, env: Mapping[str, str] | None = None) -> WorkerProcess:
+    def start(self, env: Mapping[str, str] | None = None, fault: str = "") -> WorkerProcess:
         """One more worker, ready."""
-        worker = start_worker(self.folder, self.url, self.models, self.env | dict(env or {}))
-        self.workers.append(worker)
-        return worker.wait_ready()
+        return self.launch(fault, env).wait_ready()
 
-    def submit(self, *texts: str, n: int = 1, max_tokens: int = 4000, **sampling: Any) -> str:
+    def launch(self, fault: str, env: Mapping[str, str] | None = None) -> WorkerProcess:
+        """One more worker, with a fault of `tests.faulty_worker`; perhaps it is never ready."""
+        worker = start_worker(self.folder, self.url, self.models, self.env | dict(env or {}), fault=fault)
+        self.workers.append(worker)
+        return worker
+
+    def submit(
+        self, *texts: str, n: int = 1, max_tokens: int = 4000, priority: Priority = "normal", **sampling: Any
+    ) -> str:
         """Submit a job with these prompts; greedy unless told otherwise."""
         wanted = Sampling(max_tokens, 7, **({"temperature": 0.0} | sampling))
-        spec = JobSpec(new_id("job"), "completion", "fake", tuple(prompt(text) for text in texts), wanted, n=n)
+        prompts = tuple(prompt(text) for text in texts)
+        spec = JobSpec(new_id("job"), "completion", "fake", prompts, wanted, n=n, priority=priority)
         return self.wait(self.store.submit(spec, limit=1000)).id
 
     def job(self, job_id: str) -> Job:

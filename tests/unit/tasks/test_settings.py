@@ -60,6 +60,7 @@ def test_a_variable_like_none_of_ours_points_to_the_list(monkeypatch: pytest.Mon
             ("RETENTION_S", "9" * 20),
             ("LOG_LEVEL", "LOUD"),
             ("LOG_LEVEL", "info"),
+            ("APPENDFSYNC", "no"),
         ],
     ],
 )

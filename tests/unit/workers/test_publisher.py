@@ -204,3 +204,15 @@ def test_a_redis_that_refuses_everything_is_waited_for(desk: Desk) -> None:
     assert first.wait(5)
     assert second.wait(5)
     assert (first.outcome, second.outcome) == ("succeeded", "succeeded")
+
+
+def test_a_lone_job_whose_record_redis_chokes_on_frees_its_lane(desk: Desk) -> None:
+    broken = claimed(desk.url, desk.ledger, "hi")
+    desk.redis.delete(key("log", broken.job))
+    desk.redis.set(key("log", broken.job), "no stream")
+    desk.say(broken, 3, "stop")
+    desk.publisher.publish([broken])
+    desk.thread.start()
+    assert broken.wait(5)
+    assert broken.outcome == "lost"
+    assert desk.publisher.flush(5)

@@ -1,0 +1,173 @@
+"""A primary, its replica, a Sentinel, and one address in front of whichever of the two is the primary.
+
+Sentinel chooses; the address follows, as a virtual IP, a proxy or a Kubernetes service does. The replica's link runs
+through an address of its own, so that it can fall behind when a test wants it to.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tasks.redis_server import find_server
+from tests.conftest import free_port
+from tests.own_redis import OwnRedis, answers
+from tests.processes import wait_until
+
+CONFIG = """\
+port {port}
+bind 127.0.0.1
+dir "{folder}"
+sentinel monitor pool 127.0.0.1 {primary} 1
+sentinel down-after-milliseconds pool 500
+sentinel failover-timeout pool 60000
+"""
+
+
+class Front:
+    """Forwards connections to a port that can be changed; `hold` lets nothing through, and keeps the connections."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """As the URL of a Redis."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def point(self, target: int) -> None:
+        """From now on to this port; whoever is connected is cut off."""
+        self._target = target
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def hold(self) -> None:
+        """Nothing goes through any more."""
+        self._flowing.clear()
+
+    def let_go(self) -> None:
+        """The end of `hold`; what was held goes through now."""
+        self._flowing.set()
+
+    def close(self) -> None:
+        """End it and every connection."""
+        self._flowing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self.point(0)
+        for one in (self._listener, *self._open):
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._flowing.wait()
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+class Pair:
+    """`front` is what clients know; `fail_over` kills the primary and waits until Sentinel has made the replica one."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.primary = OwnRedis(folder / "primary", *options).start()
+        self.link = Front(self.primary.port)
+        self.replica = OwnRedis(folder / "replica", "--replicaof", "127.0.0.1", str(self.link.port)).start()
+        self.front = Front(self.primary.port)
+        self._sentinel, self._port = _start_sentinel(folder, self.primary.port)
+        wait_until(self._in_step, "a replica that Sentinel knows")
+
+    def fail_over(self) -> None:
+        """The primary dies; the address follows once Sentinel has decided."""
+        self.primary.kill()
+        self._promoted()
+        self.front.point(self.replica.port)
+
+    def hand_over(self, late_s: float) -> None:
+        """Both live and change their roles; the address follows so late, and leads to a read-only one meanwhile."""
+        with redis.Redis.from_url(f"redis://127.0.0.1:{self._port}/0", decode_responses=True) as sentinel:
+            sentinel.execute_command("SENTINEL FAILOVER", "pool")
+        self._promoted()
+        with redis.Redis.from_url(self.primary.url) as client:
+            client.replicaof("127.0.0.1", str(self.replica.port))  # Sentinel takes ten seconds for it
+        time.sleep(late_s)
+        self.front.point(self.replica.port)
+
+    def _promoted(self) -> None:
+        with redis.Redis.from_url(self.replica.url, decode_responses=True) as client:
+            wait_until(lambda: self._role(client) == "master", "the replica's promotion", 20)
+
+    def close(self) -> None:
+        """End everything."""
+        self._sentinel.kill()
+        self._sentinel.wait(10)
+        for front in (self.front, self.link):
+            front.close()
+        for server in (self.replica, self.primary):
+            server.kill()
+
+    def _in_step(self) -> bool:
+        with redis.Redis.from_url(f"redis://127.0.0.1:{self._port}/0", decode_responses=True) as sentinel:
+            if not answers(sentinel):
+                return False
+            replicas: Any = sentinel.execute_command("SENTINEL REPLICAS", "pool")
+        with redis.Redis.from_url(self.replica.url, decode_responses=True) as client:
+            up: Any = client.info("replication")["master_link_status"]
+        return len(replicas) == 1 and up == "up"
+
+    def _role(self, client: redis.Redis) -> str:
+        try:
+            replication: Any = client.info("replication")
+        except redis.ConnectionError:  # Sentinel cuts everybody off when it changes a role
+            return ""
+        return str(replication["role"])
+
+
+def _start_sentinel(folder: Path, primary: int) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port()
+    config = folder / "sentinel.conf"
+    config.write_text(CONFIG.format(port=port, folder=folder, primary=primary))
+    command = [find_server(), str(config), "--sentinel"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL), port
+
+
+@contextmanager
+def pair(folder: Path, *options: str) -> Iterator[Pair]:
+    """A running pair under Sentinel; `options` are the primary's."""
+    made = Pair(folder, *options)
+    try:
+        yield made
+    finally:
+        made.close()
