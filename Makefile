@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-compose browser clean
+.PHONY: help up install test check fix pytest test-compose chaos browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
+
+chaos: $(VENV)/.test ## kill everything at random for 25 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
+	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
 # Tests that drive a browser skip themselves without one. In CI (CI=true) that would hide them, so it is an error.
 browser: ## install chromium for the browser tests, where there are any and it is missing (needs root and apt-get)

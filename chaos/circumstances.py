@@ -1,0 +1,217 @@
+"""Which faults were about when something happened: the only excuse there is for an error, a lost lease or a delay.
+
+An error that no fault explains is a broken promise, however harmless it looks, and so is a lease that was lost although
+nothing happened to a worker. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+from chaos.audit import Column, Copy, Finding
+from chaos.faults import FAULTS
+from chaos.record import Account, Shown
+
+#: After a fault healed, what it broke may still be starting.
+AFTER_S = 20.0
+#: What shows at once or never.
+SOON_S = {"cut": 6.0, "server_shutdown": 8.0, "store_unavailable": 10.0}
+#: What a slow reader may be behind.
+SLOW_S = 120.0
+#: An order to a worker is obeyed within moments, and the record of a fault may be a little late.
+BEFORE_S = 1.0
+
+#: The wing has an API of its own, which dies with it.
+_API = ("api_", "supervisor_", "workers_gone")
+_REDIS = ("redis_", "sentinel", "kill_commands", "kill_subscription")
+_WORKER = ("worker_", "workers_", "step_", "supervisor_")
+#: Faults that may cost a lease. A drain gives its jobs back, and an error inside a step keeps them.
+_LOSING = (*(kind for kind, fault in FAULTS.items() if fault.takes_leases), "poison")
+#: Only these cost one of an attempt that had made a token; the others at most that of a claim whose answer was lost.
+_DEADLY = ("worker_kill", "worker_kill_before_claim", "worker_zombie", "step_hang", "workers_gone", "supervisor_kill")
+
+#: (where, code) → the faults that allow it. The empty text: always allowed.
+ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("submit", "store_unavailable"): (*_REDIS, *_API),
+    ("submit", "no_worker"): (*_WORKER, *_REDIS),
+    ("submit", "queue_full"): ("",),
+    ("submit", "server_shutdown"): _API,
+    ("submit", "unreachable"): _API,
+    ("submit", "cut"): _API,
+    ("resume", "store_unavailable"): _REDIS,
+    ("resume", "unreachable"): _API,
+    ("resume", "cut"): _API,
+    ("resume", "server_shutdown"): _API,
+    ("stream", "cut"): _API,
+    ("stream", "server_shutdown"): _API,
+    ("poll", "store_unavailable"): _REDIS,
+    ("poll", "unreachable"): _API,
+    ("poll", "cut"): _API,
+    ("poll", "server_shutdown"): _API,
+    ("cancel", "job_not_cancellable"): ("",),
+}
+for _code in ("store_unavailable", "unreachable", "cut", "server_shutdown"):
+    ALLOWED["cancel", _code] = ALLOWED["answer", _code] = ALLOWED["poll", _code]
+#: With a Redis that may lose its last second, these are honest answers, too; they are counted.
+LOSSY = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired"}
+
+
+class Struck(Protocol):
+    """A fault that was drawn; `chaos.storm.Struck` is one."""
+
+    @property
+    def kind(self) -> str:
+        """As in the table."""
+
+    @property
+    def at(self) -> float:
+        """When, in monotonic seconds."""
+
+    @property
+    def until(self) -> float:
+        """When it was healed."""
+
+    @property
+    def target(self) -> str:
+        """The member that was hit, by name."""
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """Those that its target was running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sky:
+    """Everything that struck so far. `calm_until`: no fault was allowed before. `lossy`: Redis may lose writes.
+
+    `urls` are the APIs' by the target of a fault: only one on the API that it used excuses a client's broken connection.
+    """
+
+    struck: Sequence[Struck]
+    calm_until: float = 0.0
+    lossy: bool = False
+    urls: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, begin: float, end: float, after_s: float = AFTER_S) -> Iterator[Struck]:
+        """The faults that were at work then, or had just healed."""
+        return (one for one in self.struck if one.at - BEFORE_S <= end and begin <= max(one.at, one.until) + after_s)
+
+    def allows(self, shown: Shown) -> bool:
+        """Whether a fault explains this error, and it is one that such a fault may show."""
+        if self.lossy and shown.code in LOSSY:
+            return any(one.kind.startswith("redis_") for one in self.about(shown.at, shown.at))
+        kinds = ALLOWED.get((shown.where, shown.code), ())
+        if not kinds or "" in kinds:
+            return bool(kinds)
+        faults = self.about(shown.at, shown.at, SLOW_S if shown.slow else SOON_S.get(shown.code, AFTER_S))
+        return any(one.kind.startswith(kinds) and self._concerns(one, shown) for one in faults)
+
+    def _concerns(self, fault: Struck, shown: Shown) -> bool:
+        """A fault on an API is no excuse for another one; what is about workers may be answered by any."""
+        if not fault.kind.startswith(_API) or shown.code == "no_worker":
+            return True
+        url = self.urls.get(fault.target)
+        return url is not None and shown.url.startswith(url)
+
+
+def unexplained(account: Account, sky: Sky) -> Iterator[Finding]:
+    """Errors that were shown although no fault explains them."""
+    for shown in account.shown:
+        if not sky.allows(shown):
+            where = f"{shown.where}: {shown.code} from {shown.url}"
+            yield Finding("errors", account.job or f"({account.kind}, never accepted)", where)
+
+
+def ending(account: Account, copy: Copy, sky: Sky) -> Iterator[Finding]:
+    """Whether the job ended as what its client did to it allows."""
+    for column, text in _ending(account, copy, sky):
+        yield Finding(column, account.job, text)
+
+
+def _ending(account: Account, copy: Copy, sky: Sky) -> Iterator[tuple[Column, str]]:
+    record = copy.record
+    state, code, losses = record["state"], record.get("code", ""), int(record.get("losses") or 0)
+    wanted = {"disconnect": ("cancelled",), "cancel": ("cancelled", "succeeded"), "poison": ("failed",)}
+    if state not in wanted.get(account.kind, ("succeeded",)):
+        yield "wrong ends", f"a {account.kind} ended {state} {code}"
+    if account.kind == "poison" and (code, state) != ("poisoned", "failed"):
+        yield "wrong ends", f"a poisoned job ended {state} {code}"
+    if account.kind == "poison" and losses > POISON_LOSSES:
+        yield "wrong ends", f"a poisoned job took {losses} workers with it"
+    if account.kind == "cancel" and account.cancelled_at is not None:
+        yield from _cancelled(account, record, sky)
+    if account.kind != "poison":
+        yield from _needless(account, losses, copy, sky)
+    if account.over <= sky.calm_until and int(record.get("attempt") or 0) > 1 and not sky.lossy:
+        yield "wrong ends", f"it took {record['attempt']} attempts in the calm before the storm"
+
+
+#: Three deaths alone, one that made progress, and what other faults may add.
+POISON_LOSSES = 8
+#: Tokens that a worker may still make after an accepted cancel: one step undisturbed, what it may hold when cut off.
+CANCEL_TOKENS, CANCEL_TOKENS_CUT_OFF = 40, 300
+
+
+def _cancelled(account: Account, record: dict[str, str], sky: Sky) -> Iterator[tuple[Column, str]]:
+    assert account.cancelled_at is not None
+    state, attempts, tokens = account.cancelled_at
+    if int(record["attempt"]) > attempts and not sky.lossy:
+        yield (
+            "wrong ends",
+            f"it was claimed after its cancel was accepted: attempt {record['attempt']} after {attempts}",
+        )
+    if state != "running" and record["state"] != state:
+        yield "wrong ends", f"cancelling answered {state}, but it ended {record['state']}"
+    cut_off = any(True for one in sky.about(account.began, account.over) if one.kind.startswith(("redis_", "kill_")))
+    more, most = int(record["tokens"]) - tokens, CANCEL_TOKENS_CUT_OFF if cut_off else CANCEL_TOKENS
+    if more > most * len(account.ask.answers):
+        yield "wrong ends", f"{more} tokens were made after its cancel was accepted"
+
+
+def _needless(account: Account, losses: int, copy: Copy, sky: Sky) -> Iterator[tuple[Column, str]]:
+    """Leases that were lost though nothing can have taken them."""
+    kinds = {one.kind for one in sky.about(account.began, account.over)}
+    if losses and not kinds & set(_LOSING):
+        yield "wrong ends", f"it lost {losses} leases, and nothing had happened to a worker or to Redis"
+    elif losses > _fruitless(copy) and not kinds & {*_DEADLY, "poison"} and not sky.lossy:
+        yield "wrong ends", f"it lost {losses} leases in the middle of an answer, and no worker had died or hung"
+
+
+def _fruitless(copy: Copy) -> int:
+    """Attempts that were over before they had made a token."""
+    kinds = [entry["k"] for _, entry in copy.log]
+    return sum(pair == ("started", "started") for pair in pairwise(kinds))
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """From a fault to the next token of a job that it hit, as its client saw it. `alone`: no other fault in between."""
+
+    kind: str
+    seconds: float
+    alone: bool
+
+
+def recoveries(account: Account, sky: Sky) -> Iterator[Recovery]:
+    """Of every fault on a worker that ran this job while its client was reading."""
+    seen = [one for segment in account.current() if not segment.paced for one in segment.seen]
+    for fault in sky.struck:
+        if account.job not in fault.jobs or not fault.kind.startswith(_WORKER):
+            continue
+        before = [one.place[0] for one in seen if one.at <= fault.at]
+        fence = before[-1] if before else None
+        after = (one for one in seen if fence is not None and one.place[0] > fence and one.kind != "started")
+        first = next(after, None)
+        if first is None or not _watched(account, fault.at, first.at):
+            continue
+        others = (one for one in sky.struck if one is not fault and one.at <= first.at and one.until >= fault.at)
+        yield Recovery(fault.kind, first.at - fault.at, not any(True for _ in others))
+
+
+def _watched(account: Account, begin: float, end: float) -> bool:
+    """Whether one connection lasted: a client that was away has seen nothing of the recovery."""
+    spans = [(one.seen[0].at, one.seen[-1].at) for one in account.current() if one.seen]
+    return any(first <= begin and end <= last for first, last in spans)
