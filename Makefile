@@ -34,7 +34,7 @@ fix: $(VENV)/.test ## mend what the linter and the formatter can
 	$(BIN)/ruff format .
 
 pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
