@@ -142,8 +142,11 @@ class ChatStream:
                         began = time.monotonic()
                         yield event
             except httpx.HTTPError as error:
-                if not self.job or time.monotonic() - began > RESUME_S:
+                if not self.job:
                     raise unreachable(self._url, error) from None
+                if time.monotonic() - began > RESUME_S:
+                    text = f"the answer broke off, and nothing answered at {self._url} for {RESUME_S:.0f} s"
+                    raise ApiError(text) from None
             if not self._done:
                 if not self.job or time.monotonic() - began > RESUME_S:
                     raise ApiError(f"{self._url} ended the stream before the answer was complete")

@@ -39,7 +39,9 @@ app = typer.Typer(
     epilog="Example:  penstock up   then, elsewhere:  penstock chat",
 )
 
-Url = Annotated[str, typer.Option(help="Where the API is; by default that of this folder's `penstock up`.")]
+Url = Annotated[
+    str, typer.Option(help="Where the API is; by default that of this folder's `penstock up`, else PENSTOCK_PORT.")
+]
 Model = Annotated[str, typer.Option(help="The model's name; by default the first that is served.")]
 
 

@@ -18,22 +18,24 @@ from tasks.profile import ModelProfile, WorkerCard
 
 @dataclass(frozen=True)
 class Standing:
-    """What works at this moment. `failed` maps models that did not load to the reason."""
+    """What works at this moment. `failed` maps models that did not load to the reason; `whole` is false when some model
+    will not serve: it failed, or has no worker here."""
 
     api: bool = False
     ready: bool = False
+    whole: bool = True
     loading: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     cards: list[WorkerCard] = field(default_factory=list)
 
     @property
     def settled(self) -> bool:
-        """Nothing more is on its way: the API answers, and every model serves or has failed."""
-        return self.api and (self.ready or not self.loading)
+        """Nothing more is on its way: the API takes requests for every model, but for those that will not serve."""
+        return self.api and (self.ready or not (self.whole or self.loading))
 
     def describe(self) -> str:
         """What the start waits for."""
-        parts = [] if self.api else ["the API"]
+        parts = [] if self.api and (self.loading or not self.whole) else ["the API"]
         return ", ".join(parts + [f"{name} (loading)" for name in self.loading])
 
 
@@ -63,7 +65,8 @@ class Probe:
                 failed[entry.name] = "its worker dies at the start"
             else:
                 loading.append(entry.name)
-        return Standing(self._status("/healthz") == 200, self._status("/readyz") == 200, loading, failed, cards)
+        whole = not failed and all(entry.replicas for entry in self._plan.catalog.entries.values())
+        return Standing(self._status("/healthz") == 200, self._status("/readyz") == 200, whole, loading, failed, cards)
 
     def chats(self, model: str) -> bool:
         """Whether a model that is ready has a chat template."""
