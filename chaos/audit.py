@@ -17,6 +17,8 @@ Column = Literal["lost", "duplicated", "gaps", "wrong texts", "wrong ends", "lea
 #: errors: shown to a client though no fault explains them; troubles: promises that a fault itself saw broken.
 COLUMNS: tuple[Column, ...] = get_args(Column)
 Row = tuple[Place, dict[str, Any]]
+#: As clients know them: the judge takes nothing from the store's own code.
+TERMINAL = ("succeeded", "failed", "cancelled")
 
 #: fp32, but not the same sums: neighbours in a batch may change the last digits of a log probability.
 LOGPROB_TOLERANCE = 2e-3
@@ -55,7 +57,7 @@ def _findings(account: Account, copy: Copy | None, lossy: bool) -> Iterator[tupl
     if copy is None:
         yield "lost", "the store has no such job"
         return
-    if copy.record["state"] not in ("succeeded", "failed", "cancelled"):
+    if copy.record["state"] not in TERMINAL:
         yield "lost", f"it never ended: {copy.record['state']}"
     yield from check_log(account, copy)
     if account.reads:
@@ -77,8 +79,7 @@ def check_log(account: Account, copy: Copy) -> Iterator[tuple[Column, str]]:
         yield "wrong ends", f"the log has {len(ends)} terminal entries"
     if ends and ends[-1] != len(log) - 1:
         yield "wrong ends", "the log goes on after its end"
-    terminal = record["state"] in ("succeeded", "failed", "cancelled")
-    if terminal and not ends:
+    if record["state"] in TERMINAL and not ends:
         yield "wrong ends", f"{record['state']}, but the log has no end"
     if ends and log[ends[-1]][1]["state"] != record["state"]:
         yield "wrong ends", f"the log ended {log[ends[-1]][1]['state']}, the record says {record['state']}"
@@ -141,7 +142,7 @@ def _check_finishes(account: Account, whole: bool) -> Iterator[tuple[Column, str
     if any(expected[choice] != finish for choice, finish in finishes.items()) or (whole and finishes != expected):
         yield "wrong ends", f"the client was told the finish reasons {finishes}, undisturbed they are {expected}"
     usage = next((one.usage for one in account.seen() if one.usage), None)
-    if usage is not None and whole and usage != (account.ask.prompt_tokens, account.ask.tokens):
+    if usage is not None and whole and usage != _usage(account):
         yield "wrong ends", f"the client was told the usage {usage}, not {_usage(account)}"
 
 

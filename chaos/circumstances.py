@@ -41,20 +41,14 @@ ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     ("submit", "server_shutdown"): _API,
     ("submit", "unreachable"): _API,
     ("submit", "cut"): _API,
-    ("resume", "store_unavailable"): _REDIS,
-    ("resume", "unreachable"): _API,
-    ("resume", "cut"): _API,
-    ("resume", "server_shutdown"): _API,
     ("stream", "cut"): _API,
     ("stream", "server_shutdown"): _API,
-    ("poll", "store_unavailable"): _REDIS,
-    ("poll", "unreachable"): _API,
-    ("poll", "cut"): _API,
-    ("poll", "server_shutdown"): _API,
     ("cancel", "job_not_cancellable"): ("",),
 }
-for _code in ("store_unavailable", "unreachable", "cut", "server_shutdown"):
-    ALLOWED["cancel", _code] = ALLOWED["answer", _code] = ALLOWED["poll", _code]
+for _where in ("resume", "poll", "cancel", "answer"):
+    ALLOWED[_where, "store_unavailable"] = _REDIS
+    for _code in ("unreachable", "cut", "server_shutdown"):
+        ALLOWED[_where, _code] = _API
 #: With a Redis that may lose its last second, these are honest answers, too; they are counted.
 LOSSY = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired"}
 

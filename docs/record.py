@@ -17,7 +17,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -148,39 +147,32 @@ def picture(recording: Recording) -> str:
 @contextmanager
 def pool(folder: Path) -> Iterator[str]:
     """A running pool; its URL."""
-    ports = {"PENSTOCK_PORT": str(free_port()), "PENSTOCK_FLOWER_PORT": str(free_port())}
+    settings = {"PENSTOCK_PORT": "0", "PENSTOCK_FLOWER_PORT": "0", "PENSTOCK_DATA_DIR": str(folder)}
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "REDIS_"))}
     process = subprocess.Popen(
         [PENSTOCK, "up"],
         cwd=DOCS.parent,
-        env=environ | ports | {"PENSTOCK_DATA_DIR": str(folder)},
+        env=environ | settings,
         stdout=subprocess.DEVNULL,
     )
-    url = f"http://127.0.0.1:{ports['PENSTOCK_PORT']}"
+    written = folder / "api.url"
     try:
         deadline = time.monotonic() + LIMIT_S
-        while not is_ready(url):
+        while not is_ready(written):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the pool did not become ready")
             time.sleep(0.2)
-        yield url
+        yield written.read_text().strip()
     finally:
         process.terminate()
         process.wait(20)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def is_ready(url: str) -> bool:
-    """Whether the pool takes requests."""
+def is_ready(written: Path) -> bool:
+    """Whether the pool takes requests; it writes its URL into this file when it starts."""
     try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
-    except httpx.HTTPError:
+        return httpx.get(f"{written.read_text().strip()}/readyz", timeout=2).status_code == 200
+    except (OSError, httpx.HTTPError):
         return False
 
 
