@@ -61,7 +61,7 @@ async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI
     await asyncio.to_thread(template_renderer)
     api = f"api-{secrets.token_hex(6)}"
     store = JobStore(connect_async(url, "api"), settings)
-    relay = Relay(store, lambda: connect_subscriber(url, "relay"), api)
+    relay = Relay(store, lambda: connect_subscriber(url, "relay"), api, settings.orphan_s)
     pool = Pool(catalog, store)
     parts = Parts(settings, catalog, store, pool, relay, Metrics(pool), Closing())
     app.state.parts = parts

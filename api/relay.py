@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -44,9 +44,12 @@ class _Watch:
 class Relay:
     """Subscribes to this process's channel and hands each entry to the readers of its job."""
 
-    def __init__(self, store: JobStore, connect: Callable[[], redis.asyncio.Redis], api: str) -> None:
+    def __init__(
+        self, store: JobStore, connect: Callable[[], redis.asyncio.Redis], api: str, orphan_s: float
+    ) -> None:
         self.api = api
         self._store = store
+        self._orphan_s = orphan_s
         self._connect = connect
         self._watches: dict[str, _Watch] = {}
         self._subscribed = asyncio.Event()
@@ -89,9 +92,12 @@ class Relay:
             return
         watch.readers.discard(reader)
         if not watch.readers:
-            task = asyncio.create_task(self._detach(reader.job_id, watch, grace_s))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._start(self._detach(reader.job_id, watch, grace_s))
+
+    def _start(self, leaving: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(leaving)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def close(self, timeout_s: float) -> None:
         """Wait for jobs that are being let go of."""
@@ -137,6 +143,7 @@ class Relay:
                 silent = 0
                 if message["type"] == "subscribe":
                     self._resync()
+                    self._start(self._drop_strays())
                 elif message["type"] == "message":
                     self._deliver(message["data"])
         raise redis.ConnectionError("the relay's channel is silent")
@@ -146,6 +153,12 @@ class Relay:
         for watch in self._watches.values():
             for reader in watch.readers:
                 reader.resync()
+
+    async def _drop_strays(self) -> None:
+        """A Redis that lost its last writes may have lost a detach: what nobody reads here is let go of again."""
+        with suppress(StoreDown):  # then the subscription breaks, too, and there is a next time
+            for job_id in await self._store.watched(self.api) - self._watches.keys():
+                self._start(self._detach(job_id, self._watches.setdefault(job_id, _Watch()), self._orphan_s))
 
     def _deliver(self, data: str) -> None:
         try:

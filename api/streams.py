@@ -54,6 +54,7 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
     """Put a job in line and read it from its first entry on; or, by its idempotency key, an earlier one."""
     await parts.relay.subscribed()
     reader = parts.relay.open(spec.id, spec.model, START)
+    grace_s = parts.settings.orphan_s if key else 0.0
     try:
         submitted = await parts.store.submit(
             spec, limit=admitted.entry.max_waiting, api=parts.relay.api, idempotency_key=key, body_hash=body_hash
@@ -62,14 +63,14 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
         parts.relay.leave(reader, 0)
         raise queue_full(spec.model, admitted.view) from None
     except BaseException:
-        parts.relay.leave(reader, 0)  # it may have been submitted even so: an answer can be lost on its way back
+        parts.relay.leave(reader, grace_s)  # it may be in line even so, if the answer was lost on its way back
         raise
     if submitted.existing:
         parts.relay.leave(reader, 0)
         return await watch(parts, submitted.id, Position())
     log.info("request %s is job %s", spec.request_id, spec.id)
     reader.position = submitted.position
-    return Watched(spec, submitted.created_ms // 1000, reader, parts.settings.orphan_s if key else 0.0)
+    return Watched(spec, submitted.created_ms // 1000, reader, grace_s)
 
 
 async def watch(parts: Parts, job_id: str, position: Position) -> Watched:

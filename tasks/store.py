@@ -112,6 +112,10 @@ class JobStore:
         """Stop relaying. A job that nobody watches and that is not stored is cancelled after the grace (0: at once)."""
         await self._run("detach", job_id, api, int(grace_s * 1000))
 
+    async def watched(self, api: str) -> set[str]:
+        """The jobs that are relayed to this API process, as Redis has it."""
+        return set(await self._wait(self._redis.smembers(key("watched", api))))
+
     async def cancel(self, job_id: str) -> str:
         """cancelled (it never ran), requested (its worker stops it), "already <state>", or gone."""
         return cast(str, await self._run("cancel", job_id))

@@ -10,6 +10,9 @@ if idem ~= '' then
   if held then
     local other, other_hash = held:match('^(%S+) (%S+)$')
     if redis.call('EXISTS', K.job .. other) == 1 then
+      if api ~= '' and other_hash == hash then -- it attaches next: until then the reaper must not end the orphan
+        redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + tonumber(ARGV[14])), other)
+      end
       return {other_hash == hash and 'existing' or 'conflict', other}
     end
   end

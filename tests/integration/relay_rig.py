@@ -27,7 +27,7 @@ def make_spec(store: bool = True) -> JobSpec:
 @asynccontextmanager
 async def relays(url: str, count: int = 1) -> AsyncIterator[tuple[JobStore, list[Relay]]]:
     store = JobStore(connect_async(url, "test"), Settings(redis_url=url))
-    made = [Relay(store, lambda: connect_subscriber(url, "test-relay"), f"api-{i}") for i in range(count)]
+    made = [Relay(store, lambda: connect_subscriber(url, "test-relay"), f"api-{i}", 30.0) for i in range(count)]
     tasks = [asyncio.create_task(relay.run()) for relay in made]
     try:
         for relay in made:

@@ -109,6 +109,8 @@ GUARDS = [
     Guard("the line has a limit", "submit", "if waiting >= limit then", "if false then", submit.test_a_full_line_refuses_and_leaves_nothing_behind),
     Guard("a key without its record is free", "submit", "if redis.call('EXISTS', K.job .. other) == 1 then", "if true then", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a key belongs to one body", "submit", "other_hash == hash and", "true and", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
+    Guard("a caller that comes back by its key has time to attach", "submit", "redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + tonumber(ARGV[14])), other)", "", submit.test_race_15_a_caller_that_comes_back_by_its_key_is_not_overtaken_by_the_reaper),
+    Guard("only an orphan is given that time", "submit", "'XX', 'GT',", "'GT',", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
     Guard("an unwatched job releases its key", "prelude", "redis.call('DEL', K.idem .. r.idem)", "", submit.test_race_17_a_job_cancelled_because_nobody_listens_releases_its_key),
     Guard("a released key is forgotten", "prelude", "set(r, 'idem', '')", "", submit.test_a_released_key_is_not_touched_by_the_end_of_its_former_job),
     Guard("a key lives as long as its record", "prelude", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),

@@ -66,7 +66,7 @@ def test_an_id_is_never_used_twice(rig: Rig) -> None:
 def test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body(rig: Rig) -> None:
     first = rig.submit(idem="k", body="h1")
     before = rig.values()
-    again = rig.submit(idem="k", body="h1")
+    again = rig.submit(idem="k", body="h1", api="a1")
     assert (again.id, again.existing, again.position) == (first.id, True, None)
     with pytest.raises(Conflict):
         rig.submit(idem="k", body="h2")
@@ -99,6 +99,27 @@ def test_race_17_a_job_cancelled_because_nobody_listens_releases_its_key(rig: Ri
     rig.wait(rig.store.detach(job, "a1", 0))
     assert rig.state(job) == "cancelled"
     assert not rig.submit(idem="k").existing
+
+
+def test_race_15_a_caller_that_comes_back_by_its_key_is_not_overtaken_by_the_reaper(rig: Rig) -> None:
+    """Between the answer "existing" and its attach the orphan falls due."""
+    job = rig.new(idem="k", api="a1")
+    rig.wait(rig.store.detach(job, "a1", 30))
+    rig.redis.zadd(single("orphans"), {job: rig.now()})  # due in this moment
+    assert rig.submit(idem="k", api="a2").id == job
+    assert rig.reap()[2] == 0
+    rig.wait(rig.store.attach(job, "a2"))
+    assert rig.state(job) == "queued"
+    assert rig.redis.zscore(single("orphans"), job) is None
+
+
+def test_a_caller_that_came_back_by_its_key_and_died_leaves_an_orphan(rig: Rig) -> None:
+    job = rig.new(idem="k", api="a1")
+    rig.wait(rig.store.detach(job, "a1", 30))
+    assert rig.submit(idem="k", api="a2").id == job
+    rig.pass_by("orphans", job)
+    assert rig.reap()[2] == 1
+    assert rig.state(job) == "cancelled"
 
 
 def test_a_released_key_is_not_touched_by_the_end_of_its_former_job(rig: Rig) -> None:

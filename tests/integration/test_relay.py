@@ -13,7 +13,7 @@ import api.reader
 from api.reader import Item
 from api.relay import Relay
 from tasks.events import START
-from tasks.keys import key
+from tasks.keys import key, single
 from tests.api_server import MODEL, ScriptedWorker
 from tests.integration.relay_rig import make_spec, read_count, relays, running
 from tests.processes import wait_until
@@ -115,6 +115,20 @@ async def test_a_reconnect_looks_into_the_logs(redis_url: str, monkeypatch: pyte
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         attempt.say("meanwhile")
         assert [at.seq for at, _ in await read_count(reader.next, 1)] == [3]
+        relay.leave(reader, 0)
+
+
+async def test_a_reconnect_lets_go_of_what_nobody_reads(redis_url: str) -> None:
+    """A Redis that lost its last second may have lost a detach; the channel always breaks with it."""
+    async with running(redis_url, 1) as (relay, reader, worker, attempt, client):
+        stray = make_spec(store=False)
+        await relay._store.submit(stray, limit=10, api=relay.api)
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        watches = key("watch", stray.id)
+        await asyncio.to_thread(wait_until, lambda: not client.exists(watches), "the detach", 5.0)
+        assert client.zscore(single("orphans"), stray.id)
+        assert client.smembers(key("watched", relay.api)) == {attempt.spec.id}  # and of nothing else
+        await asyncio.to_thread(wait_until, lambda: set(relay._watches) == {attempt.spec.id}, "the end of the watch", 5.0)
         relay.leave(reader, 0)
 
 

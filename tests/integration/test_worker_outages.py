@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import redis
-
-from tasks.connections import connect
-from tasks.redis_server import find_server
-from tests.conftest import free_port
 from tests.integration.worker_rig import WorkerRig, expected
+from tests.own_redis import OwnRedis
 from tests.processes import start_worker, wait_until
 
 TEXT = "[tokens=400] [step_ms=10]"
 
 
-class DurableRedis:
-    """A Redis of this test that keeps every write, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
-        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        with connect(self.url, "test") as client:
-            wait_until(lambda: _answers(client), "redis")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(5)
-
-
-def _answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
-
-
 def test_a_redis_that_dies_and_comes_back_costs_a_pause(tmp_path: Path) -> None:
-    server = DurableRedis(tmp_path / "redis")
+    server = OwnRedis(tmp_path / "redis").start()
     rig = WorkerRig(tmp_path, server.url, PENSTOCK_LEASE_S="5")
     try:
         worker = rig.start()
@@ -73,28 +40,28 @@ def test_a_redis_that_dies_and_comes_back_costs_a_pause(tmp_path: Path) -> None:
 
 
 def test_a_silent_redis_does_not_hold_a_drain(tmp_path: Path) -> None:
-    server = DurableRedis(tmp_path / "redis")
+    server = OwnRedis(tmp_path / "redis").start()
     rig = WorkerRig(tmp_path, server.url, PENSTOCK_LEASE_S="5")
     try:
         worker = rig.start()
         job = rig.submit(TEXT)
         rig.until_tokens(job, 20)
-        server.process.send_signal(signal.SIGSTOP)
+        server.hang()
         worker.signal(signal.SIGTERM)
         assert worker.wait(8) == 0
         assert "the drain takes too long" in worker.log
-        server.process.send_signal(signal.SIGCONT)
+        server.go_on()
         rig.start()
         rig.until_over(job)
         assert rig.text(job) == expected(TEXT)
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        server.go_on()
         rig.close()
         server.kill()
 
 
 def test_a_worker_may_start_before_its_redis(tmp_path: Path) -> None:
-    server = DurableRedis(tmp_path / "redis")
+    server = OwnRedis(tmp_path / "redis").start()
     rig = WorkerRig(tmp_path, server.url)
     try:
         server.kill()
