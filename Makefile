@@ -39,7 +39,7 @@ pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
-chaos: $(VENV)/.test ## kill everything at random for 25 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
+chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
 	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
 # Tests that drive a browser skip themselves without one. In CI (CI=true) that would hide them, so it is an error.

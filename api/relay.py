@@ -44,9 +44,7 @@ class _Watch:
 class Relay:
     """Subscribes to this process's channel and hands each entry to the readers of its job."""
 
-    def __init__(
-        self, store: JobStore, connect: Callable[[], redis.asyncio.Redis], api: str, orphan_s: float
-    ) -> None:
+    def __init__(self, store: JobStore, connect: Callable[[], redis.asyncio.Redis], api: str, orphan_s: float) -> None:
         self.api = api
         self._store = store
         self._orphan_s = orphan_s

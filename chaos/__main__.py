@@ -49,7 +49,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--minutes", type=float, default=22.0)
     parser.add_argument("--seed", type=int, help="of all draws; a fresh one is printed")
     parser.add_argument("--break", dest="broken", default="", help=f"all, or one of {', '.join(BREAKS)}")
     parser.add_argument("--kinds", default=",".join(ALWAYS), help=f"faults, of {', '.join(FAULTS)}; empty: none")
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=2.0)
     parser.add_argument("--step-timeout", type=float, default=4.0)
     parser.add_argument("--calm", type=float, default=15.0, help="seconds without faults at the beginning")
-    parser.add_argument("--pause", type=float, nargs=2, default=(0.5, 4.0), help="seconds between two faults")
+    parser.add_argument("--pause", type=float, nargs=2, default=(0.3, 2.0), help="seconds between two faults")
     parser.add_argument("--poison-every", type=float, default=90.0, help="seconds; 0: none")
     parser.add_argument("--redis-pause", type=float, default=20.0, help="seconds that redis_pause takes")
     parser.add_argument("--folder", type=Path, help="for logs and data; a new one in the temporary folder")

@@ -82,12 +82,14 @@ class Sky:
     """Everything that struck so far. `calm_until`: no fault was allowed before. `lossy`: Redis may lose writes.
 
     `urls` are the APIs' by the target of a fault: only one on the API that it used excuses a client's broken connection.
+    `single`: models with one worker, which has to come back before their jobs go on.
     """
 
     struck: Sequence[Struck]
     calm_until: float = 0.0
     lossy: bool = False
     urls: Mapping[str, str] = field(default_factory=dict)
+    single: frozenset[str] = frozenset()
 
     def about(self, begin: float, end: float, after_s: float = AFTER_S) -> Iterator[Struck]:
         """The faults that were at work then, or had just healed."""
@@ -180,9 +182,16 @@ def _fruitless(copy: Copy) -> int:
     return sum(pair == ("started", "started") for pair in pairwise(kinds))
 
 
+#: Beyond the lease, what the jobs of a dead worker may take to go on; and how long a fault that healed counts as near.
+RECOVERY_S, LATE_S = 2.0, 1.5
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """From a fault to the next token of a job that it hit, as its client saw it. `alone`: no other fault in between."""
+    """From a fault to the next token of a job that it hit, as its client saw it.
+
+    `alone`: no other fault in between or just before, and the model had another worker.
+    """
 
     kind: str
     seconds: float
@@ -201,8 +210,11 @@ def recoveries(account: Account, sky: Sky) -> Iterator[Recovery]:
         first = next(after, None)
         if first is None or not _watched(account, fault.at, first.at):
             continue
-        others = (one for one in sky.struck if one is not fault and one.at <= first.at and one.until >= fault.at)
-        yield Recovery(fault.kind, first.at - fault.at, not any(True for _ in others))
+        others = any(
+            one is not fault and one.at <= first.at and max(one.at, one.until) + LATE_S >= fault.at
+            for one in sky.struck
+        )
+        yield Recovery(fault.kind, first.at - fault.at, not others and account.ask.model not in sky.single)
 
 
 def _watched(account: Account, begin: float, end: float) -> bool:

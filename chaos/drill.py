@@ -7,10 +7,11 @@ import math
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
@@ -22,9 +23,9 @@ from chaos.auditor import Auditor
 from chaos.circumstances import Sky, Struck
 from chaos.crowd import Crowd
 from chaos.faults import ALWAYS, FAULTS
-from chaos.house import FAKE, House, Plan, until
+from chaos.house import DEMO, FAKE, House, Plan, until
 from chaos.members import children_of
-from chaos.quiet import level, nothing_left, strangers
+from chaos.quiet import Level, level, nothing_left, strangers
 from chaos.report import Run, Tally
 from chaos.storm import Storm
 from chaos.wire import Wire
@@ -89,7 +90,7 @@ class Scenery:
             poison_every_s=drill.poison_every_s,
             mix=drill.mix,
         )
-        self.before = max((level(pid, _port(house)) for pid in api_pids(house)), key=Counter.total)
+        self.before: Level = reduce(or_, (level(pid, _port(house)) for pid in api_pids(house)))
 
     def sky(self) -> Sky:
         """Everything that struck so far."""
@@ -97,7 +98,8 @@ class Scenery:
         if self.house.wing:
             urls[f"all of {FAKE}"] = self.house.wing.url  # the wing is one of them
         struck: list[Struck] = [*self.storm.struck, *self.crowd.poisoned]
-        return Sky(struck, self.begun + self.drill.calm_s, self.drill.lossy, urls)
+        single = frozenset({DEMO} if self.drill.plan.demos == 1 else ())
+        return Sky(struck, self.begun + self.drill.calm_s, self.drill.lossy, urls, single)
 
     async def play(self) -> None:
         """Clients and faults, until the last client is through."""
@@ -158,6 +160,7 @@ class Scenery:
             drill.seed,
             drill.minutes,
             drill.plan.lease_s,
+            drill.plan.step_timeout_s,
             drill.plan.appendfsync,
             self.tally,
             [*self.storm.struck, *self.crowd.poisoned],

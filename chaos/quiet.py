@@ -42,10 +42,16 @@ def level(pid: int, redis_port: int) -> Level:
         if peer is not None and peer.raddr:
             if getattr(peer.raddr, "port", 0) != redis_port:
                 found[CLIENT if peer.family in INTERNET else "a pipe of its own"] += 1
+        elif peer is not None:
+            found[f"socket {peer.status}"] += 1
         else:
             with suppress(OSError):  # closed in this moment
-                found[re.sub(r"\d+", "n", os.readlink(link))] += 1
+                found[_about_file(os.readlink(link))] += 1
     return found
+
+
+def _about_file(name: str) -> str:
+    return "log" if name.endswith(".log") else re.sub(r"\d+", "n", name)
 
 
 async def nothing_left(

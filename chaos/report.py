@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.audit import COLUMNS, Finding
-from chaos.circumstances import Recovery, Sky
+from chaos.circumstances import RECOVERY_S, Recovery, Sky
 from chaos.prompts import LONG
 from chaos.record import Account
 
 #: What a full run must reach, so that its zeros mean something; shorter ones only say what they reached.
 FULL_MINUTES = 20
 JOBS, FAULTS, EACH, LONG_SHARE, BUSY_SHARE = 5_000, 200, 10, 0.5, 0.8
-#: Beyond the lease, what a killed worker's jobs may take to go on.
-RECOVERY_S = 2.0
 SHOWN = 40
 #: What a Redis that loses its last second may cost: it is measured, and red is only what goes beyond.
 MEASURED = {"lost", "wrong ends"}
@@ -73,6 +71,7 @@ class Run:
     seed: int
     minutes: float
     lease_s: float
+    step_timeout_s: float
     appendfsync: str
     tally: Tally
     struck: Sequence[Any]
@@ -117,11 +116,18 @@ class Run:
         workers = [one for one in self.struck if self.kinds.get(one.kind)]
         busy = sum(one.busy for one in workers) / len(workers) if workers else 0.0
         yield f"{busy:.0%} of worker faults on a busy worker, {BUSY_SHARE:.0%} wanted", busy >= BUSY_SHARE
-        killed = [one.seconds for one in self.tally.recoveries if one.kind == "worker_kill" and one.alone]
-        bound = self.lease_s + RECOVERY_S
-        p99 = percentile(killed, 99)
-        text = f"p99 {p99:.1f} s from a worker's SIGKILL to the next token, {bound:.1f} s at most, no other fault meanwhile"
-        yield (text, p99 <= bound) if killed else ("no recovery from a worker's SIGKILL without another fault", True)
+        yield self._recovered("worker_kill", "a worker's SIGKILL", self.lease_s + RECOVERY_S)
+        yield self._recovered("step_hang", "a hung step", self.step_timeout_s + self.lease_s + RECOVERY_S)
+
+    def _recovered(self, kind: str, after: str, bound: float) -> tuple[str, bool]:
+        seconds = [one.seconds for one in self.tally.recoveries if one.kind == kind and one.alone]
+        if kind not in self.kinds:
+            return f"no {kind} was to strike", True
+        if not seconds:
+            return f"no recovery after {after} without another fault", False
+        figures = f"p50 {percentile(seconds, 50):.1f}, p99 {percentile(seconds, 99):.1f}, max {max(seconds):.1f} s"
+        text = f"from {after} to the next token {figures}, {bound:.1f} s at most, {len(seconds)} jobs, no other fault"
+        return text, max(seconds) <= bound
 
 
 def percentile(values: Sequence[float], share: float) -> float:

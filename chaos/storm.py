@@ -1,4 +1,5 @@
-"""Draws faults from a seed and strikes: every kind in turn, in shuffled rounds, one alone or two at once.
+"""Draws faults from a seed and strikes: every kind in turn, in shuffled rounds, one alone or two at once; now and then
+one in stillness, so that it can be measured how long the jobs that it hit take to go on.
 
 The record of what happened is the storm's own. A fault that found nothing to strike comes again at the end of its round,
 a few times; then it is named in `missed`, for the report to complain of. `run` returns when all that it did is healed.
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
+from chaos.circumstances import LATE_S, RECOVERY_S
 from chaos.faults import FAULTS, Missed, Scene, Struck
 from chaos.house import House
+from chaos.house import until as wait_until
 
 __all__ = ["Storm", "Struck"]
 
@@ -24,6 +27,9 @@ MIXED = 0.25
 #: How often a fault is tried in one round.
 TRIES = 4
 AFTERMATH_S = 1.0
+#: Kinds whose recovery has a bound; how often they strike in stillness, and how long the house may take to be still.
+BOUNDED = ("worker_kill", "step_hang")
+STILL, SETTLE_S = 0.6, 30.0
 #: No fault takes longer to heal, but for a Redis that reads a long file.
 BOUND_S = 120.0
 
@@ -48,10 +54,21 @@ class Storm:
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < until:
                 kind, tries = self._next()
+                still = kind in BOUNDED and self._rng.random() < STILL
+                if still:
+                    await self._stillness()
                 blow = group.create_task(self._try(kind, tries))
-                if self._rng.random() >= MIXED or len(self._under_way) > 1:
+                if still or self._rng.random() >= MIXED or len(self._under_way) > 1:
                     await blow
+                if still:
+                    await asyncio.sleep(self._house.plan.lease_s + RECOVERY_S + LATE_S)
                 await asyncio.sleep(min(self._rng.uniform(*self._pause_s), max(0.0, until - time.monotonic())))
+
+    async def _stillness(self) -> None:
+        """Until every fault is healed, every member serves, and the jobs that were hit have had time to go on."""
+        await wait_until(lambda: not self._under_way, BOUND_S)
+        await self._house.settle(SETTLE_S)
+        await asyncio.sleep(self._house.plan.lease_s + LATE_S)
 
     async def strike(self, kind: str) -> Struck | None:
         """Strike once, now, and heal. None: there was nothing to strike."""

@@ -120,7 +120,7 @@ async def test_a_reconnect_looks_into_the_logs(redis_url: str, monkeypatch: pyte
 
 async def test_a_reconnect_lets_go_of_what_nobody_reads(redis_url: str) -> None:
     """A Redis that lost its last second may have lost a detach; the channel always breaks with it."""
-    async with running(redis_url, 1) as (relay, reader, worker, attempt, client):
+    async with running(redis_url, 1) as (relay, reader, _, attempt, client):
         stray = make_spec(store=False)
         await relay._store.submit(stray, limit=10, api=relay.api)
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -128,7 +128,9 @@ async def test_a_reconnect_lets_go_of_what_nobody_reads(redis_url: str) -> None:
         await asyncio.to_thread(wait_until, lambda: not client.exists(watches), "the detach", 5.0)
         assert client.zscore(single("orphans"), stray.id)
         assert client.smembers(key("watched", relay.api)) == {attempt.spec.id}  # and of nothing else
-        await asyncio.to_thread(wait_until, lambda: set(relay._watches) == {attempt.spec.id}, "the end of the watch", 5.0)
+        await asyncio.to_thread(
+            wait_until, lambda: set(relay._watches) == {attempt.spec.id}, "the end of the watch", 5.0
+        )
         relay.leave(reader, 0)
 
 

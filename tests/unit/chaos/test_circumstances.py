@@ -155,5 +155,7 @@ def test_recovery_is_from_the_blow_to_the_next_token_of_a_later_attempt() -> Non
     found = list(recoveries(made, sky(kill)))
     assert [(one.kind, one.seconds, one.alone) for one in found] == [("worker_kill", 1.5, True)]
     assert not next(recoveries(made, sky(kill, Fault("redis_kill", at=103.0, until=104.0)))).alone
+    assert not next(recoveries(made, sky(kill, Fault("api_kill", at=101.0, until=101.5)))).alone, "just before"
+    assert not next(recoveries(made, Sky([kill], single=frozenset({ASK.model})))).alone, "no other worker"
     assert not list(recoveries(made, sky(replace(kill, jobs=("job_2",))))), "not its job"
     assert not list(recoveries(account("events", (3,)), sky(replace(kill, at=2.5)))), "the client was away"
