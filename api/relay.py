@@ -154,9 +154,12 @@ class Relay:
 
     async def _drop_strays(self) -> None:
         """A Redis that lost its last writes may have lost a detach: what nobody reads here is let go of again."""
-        with suppress(StoreDown):  # then the subscription breaks, too, and there is a next time
-            for job_id in await self._store.watched(self.api) - self._watches.keys():
-                self._start(self._detach(job_id, self._watches.setdefault(job_id, _Watch()), self._orphan_s))
+        while True:  # a Redis that still loads its data takes subscriptions, and nothing else
+            with suppress(StoreDown):
+                for job_id in await self._store.watched(self.api) - self._watches.keys():
+                    self._start(self._detach(job_id, self._watches.setdefault(job_id, _Watch()), self._orphan_s))
+                return
+            await asyncio.sleep(1)
 
     def _deliver(self, data: str) -> None:
         try:
