@@ -81,9 +81,9 @@ BREAKS: dict[str, Break] = {
     ),
     "resend": Break(
         "workers.publisher",
-        "            self._away = True\n            return False",
-        "            self._away = True\n            [a.outbox.confirm(w) for a, w in pairs]\n            return False",
-        "gaps after a call of the store failed",
+        "if not attempt.is_over and attempt.outbox.unsent():",
+        "if False:",
+        "answers whose last tokens are never written after a call of the store failed",
     ),
     "gapfill": Break(
         "api.reader",

@@ -39,7 +39,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "handoff": ("worker_drain",),
     "restore": ("worker_drain",),
     "held": ("worker_drain",),
-    "resend": ("redis_kill", "kill_writer"),
+    "resend": ("redis_kill", "redis_pause"),
     "gapfill": ("kill_subscription",),
     "double": ("kill_subscription", "api_kill"),
     "relay": ("redis_power",),
