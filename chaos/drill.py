@@ -68,7 +68,7 @@ class Drill:
     @property
     def lossy(self) -> bool:
         """Whether Redis may lose writes in this run."""
-        return self.plan.appendfsync != "always"
+        return self.plan.appendfsync != "always" or self.plan.replica
 
 
 class Scenery:
@@ -161,7 +161,7 @@ class Scenery:
             drill.minutes,
             drill.plan.lease_s,
             drill.plan.step_timeout_s,
-            drill.plan.appendfsync,
+            drill.plan.appendfsync + (", failovers to a replica" if drill.plan.replica else ""),
             self.tally,
             [*self.storm.struck, *self.crowd.poisoned],
             kinds,

@@ -60,6 +60,7 @@ FAULTS: dict[str, Fault] = {
     "workers_gone": _worker(worker_faults.workers_gone, takes_leases=True),
     "redis_kill": Fault(store_faults.redis_kill, takes_leases=True),
     "redis_power": Fault(store_faults.redis_power, takes_leases=True, lossy=True),
+    "redis_failover": Fault(store_faults.redis_failover, takes_leases=True, lossy=True),
     "kill_broker": Fault(store_faults.kill_broker),
     "kill_writer": Fault(store_faults.kill_writer, takes_leases=True),  # a claim whose answer was lost lapses
     "kill_commands": Fault(store_faults.kill_commands),

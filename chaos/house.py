@@ -15,14 +15,13 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.closing import end as end_tasks
 from chaos.aof import AppendOnlyFile
-from chaos.members import Member, free_port, parent_of
+from chaos.members import Member, connect_aside, free_port, parent_of
+from chaos.pair import Pair
 from chaos.plan import DEMO, FAKE, Furnisher, Members, Plan
 from chaos.saboteur import Orders
 from cli.processes import Watcher
@@ -45,7 +44,7 @@ class House:
         self.aof = AppendOnlyFile(self.folder / "redis")
         self._port = free_port(self.rng)
         self.redis_url = f"redis://127.0.0.1:{self._port}/0"
-        self._store = _connect(self.redis_url)
+        self._store = connect_aside(self.redis_url)
         self._serving: set[int] = set()  # the processes of workers that say that they are ready
         self._keeper: asyncio.Task[None] | None = None
         self._members: Members | None = None
@@ -68,8 +67,13 @@ class House:
 
     @property
     def redis(self) -> Member:
-        """The server."""
+        """The server that is written to."""
         return self._all().redis
+
+    @property
+    def pair(self) -> Pair | None:
+        """It and its replica, if it has one."""
+        return self._all().pair
 
     @property
     def apis(self) -> list[Member]:
@@ -176,6 +180,8 @@ class House:
             while True:
                 await asyncio.sleep(LOOK_S)
                 self.redis.ready = self.redis.alive and await self._answers()
+                if self.pair:
+                    await self.pair.look()
                 if self.redis.ready:
                     with suppress(RedisError, OSError):
                         self._serving = {card.pid for card in await self.cards() if card.state == "ready"}
@@ -204,8 +210,10 @@ class House:
         if self._keeper is not None:
             await end_tasks(self._keeper)
         if self._members is not None:
-            await _end([member for member in self.members() if member is not self.redis], END_S)
-            await _end([self.redis], REDIS_END_S)
+            await _end([member for member in self.members() if member.kind != "redis"], END_S)
+            await _end([member for member in self.members() if member.kind == "redis"], REDIS_END_S)
+            if self.pair:
+                await self.pair.close()
         self._watcher.close()
         await self._store.aclose()
 
@@ -228,17 +236,3 @@ async def _end(members: list[Member], seconds: float) -> None:
     for member in members:
         member.kill()
     await until(lambda: not [member for member in members if not member.gone()], 5.0)
-
-
-def _connect(url: str) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=32,
-        timeout=5.0,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        client_name="chaos",
-        socket_timeout=5.0,
-        socket_connect_timeout=5.0,
-    )
-    return Redis.from_pool(pool)

@@ -17,6 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
 from cli.processes import Part, Process, Watcher
 from tasks.redis_server import find_server
 
@@ -111,7 +115,7 @@ def environ(settings: Mapping[str, str]) -> dict[str, str]:
     return kept | own | dict(settings)
 
 
-def redis_part(folder: Path, port: int, appendfsync: str) -> Part:
+def redis_part(name: str, folder: Path, port: int, appendfsync: str) -> Part:
     """A Redis that keeps every write in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -124,7 +128,7 @@ def redis_part(folder: Path, port: int, appendfsync: str) -> Part:
         "--maxmemory-policy": "noeviction",
     }
     argv = (find_server(), *(word for pair in options.items() for word in pair))
-    return Part("redis", "Redis", argv, environ({}))
+    return Part(name, "Redis", argv, environ({}))
 
 
 def worker_part(name: str, orders: Path, settings: Mapping[str, str]) -> Part:
@@ -177,3 +181,18 @@ def children_of(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def connect_aside(url: str) -> Redis:
+    """The harness' own connections to the Redis of the house."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=32,
+        timeout=5.0,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+        client_name="chaos",
+        socket_timeout=5.0,
+        socket_connect_timeout=5.0,
+    )
+    return Redis.from_pool(pool)

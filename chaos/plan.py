@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.members import ROOT, Member, api_part, free_port, redis_part, wing_part, worker_part
-from cli.processes import Watcher
+from chaos.members import ROOT, Member, api_part, environ, free_port, redis_part, wing_part, worker_part
+from chaos.pair import Pair, sentinel_command
+from cli.processes import Part, Watcher
 
 FAKE, DEMO = "fake", "penstock-demo"
 MODELS = """\
@@ -34,7 +35,7 @@ SKEW_S = "3600"
 class Plan:
     """What the house has. `breaks`: guards to take out of workers and APIs; `settings`: more PENSTOCK_ variables.
 
-    `redis_pause_s` is how long the fault of that name lasts.
+    `redis_pause_s` is how long the fault of that name lasts; `replica`: Redis has one, and a Sentinel.
     """
 
     folder: Path
@@ -48,20 +49,29 @@ class Plan:
     breaks: tuple[str, ...] = ()
     lanes: int = 16
     redis_pause_s: float = 20.0
+    replica: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Members:
-    """All processes of a house."""
+    """All processes of a house. `pair`: of its Redis, if it has a replica."""
 
-    redis: Member
+    server: Member
     apis: list[Member]
     workers: list[Member]
     wing: Member | None
+    pair: Pair | None = None
+
+    @property
+    def redis(self) -> Member:
+        """The server that is written to."""
+        return self.pair.primary if self.pair else self.server
 
     def __iter__(self) -> Iterator[Member]:
         yield self.redis
+        if self.pair:
+            yield from self.pair.others
         yield from self.apis
         yield from self.workers
         if self.wing:
@@ -85,16 +95,27 @@ class Furnisher:
         demo = DEMO_MODEL if plan.demos else ""
         text = (MODELS + demo).format(lanes=plan.lanes, demo=ROOT / "models" / "demo")
         (self._folder / "models.toml").write_text(text)
-        part = redis_part(self._folder / "redis", self._redis_port, plan.appendfsync)
+        pair = self._pair() if plan.replica else None
         fakes = [
             self._worker(f"fake-{number}", FAKE, ahead=0 < number == plan.fakes - 1) for number in range(plan.fakes)
         ]
         return Members(
-            redis=Member("redis", part, self._folder, self._watcher),
+            server=pair.primary if pair else self._server("redis", self._redis_port),
             apis=[self._api(f"api-{number}") for number in range(plan.apis)],
             workers=fakes + [self._worker(f"demo-{number}", DEMO) for number in range(plan.demos)],
             wing=self._wing() if plan.wing else None,
+            pair=pair,
         )
+
+    def _server(self, name: str, port: int) -> Member:
+        part = redis_part(name, self._folder / name, port, self._plan.appendfsync)
+        return Member("redis", part, self._folder, self._watcher)
+
+    def _pair(self) -> Pair:
+        first, second, third = (free_port(self._rng) for _ in range(3))
+        servers = {first: self._server("redis", first), second: self._server("redis-2", second)}
+        part = Part("sentinel", "Sentinel", sentinel_command(self._folder / "sentinel", third, first), environ({}))
+        return Pair(self._redis_port, servers, Member("redis", part, self._folder, self._watcher), third)
 
     def _api(self, name: str) -> Member:
         url, port = self._address()

@@ -20,9 +20,8 @@ from chaos.audit import Finding
 from tasks.keys import FAMILIES, PERMANENT, SINGLES, key, single
 from tasks.profile import WorkerCard
 
-#: Kombu's own: bindings of the queues; and tickets whose worker was killed before it had acknowledged them, which kombu
-#: puts back after a day, when they find nothing to do.
-FOREIGN = ("_kombu.binding", "unacked")
+#: Kombu's own: bindings of the queues.
+FOREIGN = "_kombu.binding"
 #: What one API process may have more open than it had before the first client came.
 SPARE_FILES = 4
 CLIENT = "a connection of a client"

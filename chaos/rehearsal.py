@@ -46,18 +46,24 @@ FOCUS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: The same drill with nothing planted, which must find nothing: by name, whether Redis may lose its last writes.
+CONTROLS: dict[str, bool] = {"none": False, "none, everysec": True}
+CONTROL_KINDS = tuple(sorted({kind for kinds in FOCUS.values() for kind in kinds} - {"redis_power"}))
+
+
 def rehearsal(drill: Drill, name: str) -> Drill:
-    """The drill with one guard taken out, shortened to what brings it to light."""
-    planted = BREAKS[name]
+    """The drill with one guard taken out, or a control, shortened to what brings it to light."""
+    lossy = BREAKS[name].lossy if name in BREAKS else CONTROLS[name]
     plan: Plan = replace(
         drill.plan,
-        breaks=(name,),
-        folder=Path(drill.plan.folder) / name,
-        appendfsync="everysec" if planted.lossy else drill.plan.appendfsync,
+        breaks=(name,) if name in BREAKS else (),
+        folder=Path(drill.plan.folder) / name.replace(", ", "-"),
+        appendfsync="everysec" if lossy else drill.plan.appendfsync,
         demos=0,
         redis_pause_s=6.0,
     )
-    kinds, poison_every_s = FOCUS.get(name, drill.kinds), 16.0 if name in POISON else 0.0
+    kinds = FOCUS[name] if name in BREAKS else ("redis_power",) if lossy else CONTROL_KINDS
+    poison_every_s = 16.0 if name in POISON or name == "none" else 0.0
     return replace(
         drill,
         plan=plan,

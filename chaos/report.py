@@ -88,6 +88,10 @@ class Run:
         """Kinds that never did."""
         return [kind for kind in self.kinds if not self.fired()[kind]]
 
+    def red(self) -> list[Finding]:
+        """The findings that nothing excuses."""
+        return [one for one in self.tally.findings if not (self.lossy and one.column in MEASURED)]
+
     def broken(self) -> Iterator[str]:
         """The columns that should be zero and are not."""
         for column, count in self.tally.counts().items():
@@ -169,7 +173,7 @@ def lines(run: Run) -> Iterator[str]:
 
 
 def _verdict(run: Run) -> Iterator[str]:
-    red = [one for one in run.tally.findings if not (run.lossy and one.column in MEASURED)]
+    red = run.red()
     yield from (f"- {one.column}: {one.job} {one.text}" for one in red[:SHOWN])
     if len(red) > SHOWN:
         yield f"- and {len(red) - SHOWN} more"

@@ -17,6 +17,8 @@ from chaos.scene import PATIENCE_S, Hit, Missed, Scene, ended
 
 #: How long a server that comes back may read its file.
 LOAD_S = 60.0
+#: What Sentinel may take, who waits between two failovers.
+FAILOVER_S = 30.0
 
 
 async def redis_kill(scene: Scene) -> Hit:
@@ -29,6 +31,28 @@ async def redis_power(scene: Scene) -> Hit:
     if scene.house.plan.appendfsync == "always":
         raise Missed("nothing is lost with appendfsync always")
     return await _restart(scene, scene.rng.uniform(0.1, 2.0), power_cut=True)
+
+
+async def redis_failover(scene: Scene) -> Hit:
+    """The primary is killed, and Sentinel makes its replica the primary; what that had not got is lost."""
+    house = scene.house
+    pair = house.pair
+    if pair is None:
+        raise Missed("Redis has no replica")
+    if not await until(lambda: all(member.ready for member in pair.others), FAILOVER_S):
+        raise Missed("the replica is not in step")
+    server = await scene.server()
+    jobs = await scene.running()
+    with scene.grip(server):
+        pid, at = server.pid, time.monotonic()
+        server.held, server.ready = True, False
+        server.signal(signal.SIGKILL)
+        await ended(server, pid, 5.0)
+        chosen = await pair.fail_over(FAILOVER_S)
+        server.held = False
+        up = await until(lambda: house.redis.ready, LOAD_S)
+    trouble = "" if chosen and up else "the replica did not become the primary"
+    return Hit(f"{server.name}, replaced by {house.redis.name}", at, jobs, trouble)
 
 
 async def redis_pause(scene: Scene) -> Hit:

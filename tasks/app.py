@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
-from kombu.transport.redis import Channel
 
+from tasks import transport
 from tasks.settings import Settings, load_settings, redis_url
 
-# A closing channel would push tickets back that it has not acknowledged. With its Redis gone that raises an error which
-# ends the worker, and reaping replaces lost tickets anyway.
-Channel.do_restore = False
+transport.install()
 
 
 def create_app(settings: Settings) -> Celery:
@@ -28,15 +26,12 @@ def create_app(settings: Settings) -> Celery:
             "socket_connect_timeout": 5.0,
             "socket_keepalive": True,
             "health_check_interval": 10,  # finds half-open connections
-            "visibility_timeout": 60,  # a ticket of a worker killed while it took it comes again, and costs a look
             "client_name": "penstock-celery",
         },
         broker_connection_retry_on_startup=True,  # Redis may start after the worker
         broker_connection_max_retries=None,  # an outage of any length ends by itself
         broker_channel_error_retry=True,  # so does a Redis that refuses to hand out tickets, as a demoted primary does
-        # A ticket only says "there is work", so losing one costs nothing and repeating one costs a look. Late
-        # acknowledgement would run every job in flight a second time whenever the broker's connection drops.
-        task_acks_late=False,
+        task_acks_late=False,  # tickets are not acknowledged at all, see `tasks.transport`
         task_ignore_result=True,
         result_backend=None,  # results are the jobs' logs
         task_serializer="json",

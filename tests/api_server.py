@@ -22,7 +22,7 @@ from tasks.jobs import JobSpec
 from tasks.ledger import Claim, JobLedger, Write
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.settings import Settings
-from tests.conftest import free_port
+from tests.processes import free_port
 from workers.engine import fake_model
 
 MODEL = "fake"

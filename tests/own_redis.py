@@ -11,8 +11,7 @@ from pathlib import Path
 import redis
 
 from tasks.redis_server import find_server
-from tests.conftest import free_port
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 
 class OwnRedis:
@@ -63,7 +62,7 @@ def answers(client: redis.Redis) -> bool:
 
 @contextmanager
 def own_redis(folder: Path, *options: str) -> Iterator[OwnRedis]:
-    """A running one, killed in the end."""
+    """A running one, killed in the end. Of two equal options the later counts."""
     made = OwnRedis(folder / "redis", *options)
     try:
         yield made.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,13 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 CELERY = ("celery", "-A", "workers.main", "worker")
 FAKE_MODEL = '[[model]]\nname = "fake"\nengine = "fake"\nmax_num_seqs = {lanes}\n'
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def wait_until(look: Callable[[], T], what: str, timeout_s: float = 20.0, every_s: float = 0.02) -> T:

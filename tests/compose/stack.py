@@ -19,7 +19,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tests.compose.daemon import NoDocker, run
-from tests.conftest import free_port
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "penstock-test"

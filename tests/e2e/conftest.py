@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import free_port
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,7 @@ import pytest
 import redis
 
 from tests.api_server import MODEL, ApiLine, ScriptedWorker
-from tests.conftest import free_port
-from tests.processes import ROOT, wait_until, write_fake_model
+from tests.processes import ROOT, free_port, wait_until, write_fake_model
 
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 

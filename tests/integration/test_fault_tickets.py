@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,20 @@ def test_what_is_no_message_at_all_costs_a_restart(pool: WorkerRig) -> None:
     assert pool.text(running) == expected(text)
     assert (record.attempt, record.losses) == (2, 0)
     ended_once(pool, pool.submit(TEXT))
+
+
+def test_a_broker_connection_that_breaks_again_and_again_ends_no_worker(pool: WorkerRig) -> None:
+    """Also not in the moment when it has just taken a ticket; and no ticket is noted anywhere else."""
+    worker = pool.start()
+    jobs = []
+    for number in range(40):
+        jobs += [pool.submit(TEXT) for _ in range(4)]
+        time.sleep(number % 8 / 400)
+        for client in pool.redis.client_list():
+            if client["name"] == "penstock-celery":
+                pool.redis.client_kill_filter(_id=client["id"])
+    pool.until_over(*jobs)
+    assert [pool.text(job) for job in jobs] == [expected(TEXT)] * len(jobs)
+    assert worker.process.poll() is None, worker.log
+    assert "Unrecoverable" not in worker.log
+    assert not pool.redis.keys("unacked*")

@@ -11,8 +11,8 @@ import redis
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from tests.conftest import free_port
 from tests.integration.up_rig import MODELS, penstock
+from tests.processes import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import httpx
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from tests.conftest import free_port
+from tests.processes import free_port
 
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 MODELS = """

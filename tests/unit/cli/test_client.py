@@ -12,7 +12,7 @@ from rich.console import Console
 from cli.chat import plain
 from cli.client import ApiError, ChatStream, Client, InLine, Resumed, Text
 from cli.status import waiting_jobs, workers
-from tests.conftest import free_port
+from tests.processes import free_port
 
 JOB = "chatcmpl-" + "a" * 24
 

@@ -12,7 +12,7 @@ from cli.plan import Plan, check_port, parse_gpus, reachable, resolve, split_gpu
 from tasks.catalog import Catalog, ModelEntry, load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings
-from tests.conftest import free_port
+from tests.processes import free_port
 
 MODELS = """
 [[model]]
