@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from api.pool import ModelView, Pool
+from api.deps import Parts
+from api.pool import ModelView
 from api.prompts import Prompts
-from tasks.catalog import Catalog, ModelEntry
-from tasks.errors import ErrorCode, QueueFull, Refused
+from tasks.catalog import ModelEntry
+from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused
+
+TENANT = "default"
 
 #: A refusal rests on knowledge at most this old.
 FRESH_S = 0.1
@@ -29,33 +32,36 @@ class Admitted:
     prompts: Prompts
 
 
-async def admit(catalog: Catalog, pool: Pool, model: str, *, waits: bool) -> Admitted:
-    """The model, if it takes a request now; `waits`: the job may wait for a worker. Raises `Refused` or `StoreDown`."""
-    entry = catalog.get(model)
+async def admit(parts: Parts, model: str, key: str, *, waits: bool) -> Admitted:
+    """The model, if it takes a request now; `waits`: the job may wait for a worker. Raises `Refused` or `StoreDown`.
+
+    Never refused for the pool's sake: a repeat, by its idempotency key, of what was accepted. `submit` finds the job.
+    """
+    entry = parts.catalog.get(model)
     if entry is None:
         text = f"the model {model!r} does not exist; GET /v1/models lists those that do"
         raise Refused(text, param="model", code=ErrorCode.MODEL_NOT_FOUND)
-    view = pool.models[model]
-    if not _takes(view, waits):
-        await pool.refresh(FRESH_S)
-    if not _takes(view, waits):
-        raise _reason(model, view)
-    if view.line.waiting >= entry.max_waiting:
-        await pool.refresh(FRESH_S)
-        if view.line.waiting >= entry.max_waiting:
-            raise queue_full(model, view)
+    view = parts.pool.models[model]
+    if _refusal(entry, view, waits):
+        await parts.pool.refresh(FRESH_S)
+        refusal = _refusal(entry, view, waits)
+        # Asked only now, so that nobody else pays for it. Without a profile there is no prompt to submit.
+        if refusal and not (key and await parts.store.knows(TENANT, key) and view.prompts):
+            raise refusal
     assert view.prompts is not None
     return Admitted(entry, view, view.prompts)
+
+
+def _refusal(entry: ModelEntry, view: ModelView, waits: bool) -> PenstockError | None:
+    if view.prompts is None or not (waits or view.ready):
+        return _reason(entry.name, view)
+    return queue_full(entry.name, view) if view.line.waiting >= entry.max_waiting else None
 
 
 def queue_full(model: str, view: ModelView) -> QueueFull:
     """The refusal of a full line, with the time that the line will take."""
     text = f"{view.line.waiting} jobs already wait for {model}: try again later"
     return QueueFull(text, view.retry_after_s())
-
-
-def _takes(view: ModelView, waits: bool) -> bool:
-    return view.prompts is not None and (waits or bool(view.ready))
 
 
 def _reason(model: str, view: ModelView) -> Refused:

@@ -24,7 +24,7 @@ from api.prompts import template_renderer
 from api.relay import Relay
 from api.routes import chat, completions, health, jobs, models, page, workers
 from tasks.catalog import Catalog
-from tasks.connections import connect_async, connect_subscriber
+from tasks.connections import close_broken, connect_async, connect_subscriber
 from tasks.errors import StoreDown
 from tasks.settings import Settings, redis_url
 from tasks.store import JobStore
@@ -60,7 +60,8 @@ async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI
     logging.getLogger("sse_starlette").setLevel(logging.INFO)  # its debug log would hold the answers
     await asyncio.to_thread(template_renderer)
     api = f"api-{secrets.token_hex(6)}"
-    store = JobStore(connect_async(url, "api"), settings)
+    client = connect_async(url, "api")
+    store = JobStore(client, settings)
     relay = Relay(store, lambda: connect_subscriber(url, "relay"), api, settings.orphan_s)
     pool = Pool(catalog, store)
     parts = Parts(settings, catalog, store, pool, relay, Metrics(pool), Closing())
@@ -68,6 +69,7 @@ async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI
     beats = [
         asyncio.create_task(relay.run()),
         asyncio.create_task(_beat("reap", partial(store.reap, api))),
+        asyncio.create_task(_beat("pool", partial(close_broken, client))),
         asyncio.create_task(_beat("refresh", pool.refresh)),
     ]
     try:

@@ -61,7 +61,7 @@ class Relay:
             while True:
                 try:
                     await self._listen(client)
-                except (RedisError, OSError) as error:
+                except (RedisError, OSError, RuntimeError) as error:  # the last is uvloop's, of a closed connection
                     if self._subscribed.is_set():
                         log.warning("the relay lost its subscription: %s", error)
                 self._subscribed.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from api.sse import EventStream, Narrator
 from tasks.errors import ErrorCode, PenstockError, QueueFull, UnknownJob
 from tasks.events import START, End, Entry, EntryId
 from tasks.jobs import JobSpec, JobState
+from tasks.store import Attached
 
 log = logging.getLogger("penstock.api")
 
@@ -85,8 +87,7 @@ async def watch(parts: Parts, job_id: str, position: Position) -> Watched:
     try:
         attached = await reader.attach()
         if position.after != START:
-            ended = attached is not None and attached.state.terminal
-            complete = isinstance(await _entry_at(parts, job_id, position, ended), End)
+            complete = isinstance(await _entry_at(parts, job_id, position, attached), End)
     except BaseException:
         parts.relay.leave(reader, parts.settings.orphan_s)
         raise
@@ -94,14 +95,24 @@ async def watch(parts: Parts, job_id: str, position: Position) -> Watched:
     return Watched(job.spec, job.created // 1000, reader, parts.settings.orphan_s, complete)
 
 
-async def _entry_at(parts: Parts, job_id: str, position: Position, ended: bool) -> Entry:
-    """The entry that a client says it has. Raises if it was never given out, or is not kept any more."""
-    page = await parts.store.read(job_id, position.after, 1)
-    if page and page[0][0] == position.after:
-        return page[0][1]
-    if ended and not await parts.store.read(job_id, START, 1):
+async def _entry_at(parts: Parts, job_id: str, position: Position, attached: Attached | None) -> Entry:
+    """The entry that a client says it has. Raises if it was never given out, or is not kept any more.
+
+    A Redis that lost its last writes may have lost it: its worker is told at the next renewal, and sends it again.
+    """
+    at = position.after
+    lost = attached is not None and not attached.state.terminal and at.fence == attached.last.fence
+    deadline = time.monotonic() + (parts.settings.lease_s if lost else 0.0)
+    while True:
+        page = await parts.store.read(job_id, at, 1)
+        if page and page[0][0] == at:
+            return page[0][1]
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(0.2)
+    if attached is not None and attached.state.terminal and not await parts.store.read(job_id, START, 1):
         raise PenstockError("the job ended, and its events are not kept any more", code=ErrorCode.EVENTS_EXPIRED)
-    text = f"{position.name}: the event id {position.after} was never given out for this job"
+    text = f"{position.name}: the event id {at} was never given out for this job"
     raise PenstockError(text, param=position.name, code=ErrorCode.UNKNOWN_EVENT_ID)
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 KEPT_LOGS = 3
 LARGEST_LOG = 50_000_000
+#: After a rotation that failed: each try copies the whole log.
+ROTATION_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,30 @@ class Watcher:
     """The process that ends all groups when this one dies."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [*GUARD, "watch"], stdin=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
-        )
+        self._groups: dict[int, signal.Signals] = {}
+        self._due = 0.0
+        self._begin()
 
     def add(self, group: int, number: signal.Signals) -> None:
         """From now on `group` gets this signal when the supervisor dies."""
+        self._groups[group] = number
         self._write(f"+{group} {int(number)}")
 
     def remove(self, group: int) -> None:
         """The group has ended."""
+        self._groups.pop(group, None)
         self._write(f"-{group}")
+
+    def renew(self) -> bool:
+        """Replace the process if it was killed, at most once a second; True if it was."""
+        if self._process.poll() is None or time.monotonic() < self._due:
+            return False
+        self._due = time.monotonic() + 1.0
+        self.close()
+        self._begin()
+        for group, number in self._groups.items():
+            self._write(f"+{group} {int(number)}")
+        return True
 
     def close(self) -> None:
         """End the watcher; groups that are still named are ended too."""
@@ -84,9 +99,14 @@ class Watcher:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
 
+    def _begin(self) -> None:
+        self._process = subprocess.Popen(
+            [*GUARD, "watch"], stdin=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
+        )
+
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # the watcher was killed: the kernel's signal still ties the parts to us
+        with contextlib.suppress(OSError, ValueError):  # it was killed: the kernel's signal still ties the parts to us
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
@@ -103,8 +123,13 @@ class Process:
         self._popen: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._due = 0.0
-        rotate(self.log)
+        self._rotation_due = 0.0
         self._read = 0
+        try:
+            rotate(self.log)
+        except OSError:  # it goes on in the old log; `start` tells whether there is no writing either
+            with contextlib.suppress(OSError):
+                self._read = self.log.stat().st_size
 
     @property
     def pid(self) -> int | None:
@@ -112,9 +137,11 @@ class Process:
         return self._popen.pid if self._popen else None
 
     def start(self) -> None:
-        """Start it now; call from the main thread only."""
+        """Start it now; call from the main thread only. Raises OSError, and can be called again."""
         part = self.part
         leash = [*GUARD, "exec", str(int(part.death_signal)), str(os.getpid())]
+        self.log.parent.mkdir(parents=True, exist_ok=True)  # someone may have moved the logs away
+        self.log.touch(mode=0o600)
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [*leash, *part.argv],
@@ -149,7 +176,7 @@ class Process:
         return pause
 
     def restart_if_due(self) -> bool:
-        """Start it again if its pause is over."""
+        """Start it again if its pause is over; raises what `start` does."""
         if self._popen is not None or time.monotonic() < self._due:
             return False
         self.start()
@@ -166,16 +193,28 @@ class Process:
             self._kill_group()
 
     def new_lines(self) -> list[str]:
-        """What it wrote to its log since the last call, at most 64 KiB of it."""
-        with self.log.open("rb") as log:
-            log.seek(self._read)
-            data = log.read(65536)
+        """What it wrote to its log since the last call, at most 64 KiB of it. Raises OSError if the log is gone."""
+        try:
+            with self.log.open("rb") as log:
+                if os.fstat(log.fileno()).st_size < self._read:  # someone emptied it
+                    self._read = 0
+                log.seek(self._read)
+                data = log.read(65536)
+        except FileNotFoundError:
+            self._read = 0  # the next start makes another
+            raise
         whole = data.rfind(b"\n") + 1
         self._read += whole if whole or len(data) < 65536 else len(data)
-        if self._read > LARGEST_LOG:
-            rotate(self.log, running=True)
-            self._read = 0
         return data[:whole].decode("utf-8", "replace").splitlines()
+
+    def rotate_if_large(self) -> bool:
+        """Begin a new log if this one is large; True if so. Raises OSError if that fails: it is tried again later."""
+        if self._read <= LARGEST_LOG or time.monotonic() < self._rotation_due:
+            return False
+        self._rotation_due = time.monotonic() + ROTATION_PAUSE_S
+        rotate(self.log, running=True)
+        self._read, self._rotation_due = 0, 0.0
+        return True
 
     def _kill_group(self) -> None:
         assert self._popen is not None
@@ -186,16 +225,24 @@ class Process:
 def rotate(log: Path, running: bool = False) -> None:
     """Begin a new log; the last ones stay as .1, .2 and .3.
 
-    A `running` part keeps its file open, so that is copied and emptied; a line written in between is lost.
+    A `running` part keeps its file open, so that is copied and emptied; a line written in between is lost. The copy comes
+    first: if it fails (a full disk), it goes, and every log stays as it is.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    draft = log.with_name(f"{log.name}.new")
+    if running:
+        try:
+            shutil.copy(log, draft)  # with its mode
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
     for number in range(KEPT_LOGS, 1, -1):
         older = log.with_name(f"{log.name}.{number - 1}")
         if older.exists():
             older.replace(log.with_name(f"{log.name}.{number}"))
     last = log.with_name(f"{log.name}.1")
     if running:
-        shutil.copy(log, last)  # with its mode
+        draft.replace(last)
         os.truncate(log, 0)
     elif log.exists():
         log.replace(last)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from cli.processes import Part, Process, Watcher
 
@@ -25,6 +26,7 @@ IMPORTANT = re.compile(r"(\S+ \S+ )?(WARNING|ERROR|CRITICAL)\b")
 SHOWN = 5
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -38,6 +40,7 @@ class Supervisor:
         self._store: Process | None = None
         self._parts: list[Process] = []
         self._signals = 0
+        self._failing: set[tuple[str, str]] = set()
         self.deaths: dict[str, int] = {}
 
     def __enter__(self) -> Supervisor:
@@ -81,8 +84,32 @@ class Supervisor:
 
     def _start(self, part: Part) -> Process:
         process = Process(part, self._folder, self._logs, self._watcher)
-        process.start()
+        self._begin(process)
         return process
+
+    def _begin(self, process: Process) -> bool:
+        """Start it if it is due; a start that fails counts as a death. True if it runs anew."""
+        name = process.part.name
+        began = self._attempt(name, f"{process.part.label} cannot start", process.restart_if_due)
+        if began is None:
+            self.deaths[name] = self.deaths.get(name, 0) + 1
+            process.pause(0.0)
+        return bool(began)
+
+    def _attempt(self, name: str, failure: str, do: Callable[[], T]) -> T | None:
+        """What `do` returns, which is False if it had nothing to do; None after an OSError: what a disk or a machine that is
+        full does to one part must not end the others. It is said once until `do` works again."""
+        try:
+            done = do()
+        except OSError as error:
+            if (name, failure) not in self._failing:
+                self._failing.add((name, failure))
+                where = f": {error.filename}" if error.filename else ""
+                self._say(f"{failure} ({error.strerror or error}{where}). It is tried again; the rest goes on.")
+            return None
+        if done is not False:
+            self._failing.discard((name, failure))
+        return done
 
     def _all(self) -> Iterator[Process]:
         if self._store:
@@ -90,21 +117,24 @@ class Supervisor:
         yield from self._parts
 
     def _tick(self) -> None:
+        if self._attempt("", "The watcher was killed and cannot be replaced", self._watcher.renew):
+            self._say("The watcher was killed; another one has its place")
         for process in self._all():
-            ended = process.poll()
-            lines = process.new_lines()
-            self._show(process.part, lines)
-            if ended:
-                name = process.part.name
-                self.deaths[name] = self.deaths.get(name, 0) + 1
-                pause = process.pause(ended.ran_s)
-                last = f" Its last line: {lines[-1].strip()[:200]}" if lines else ""
-                self._say(
-                    f"{process.part.label} died ({ended.reason}) and starts again in {pause:g} s; "
-                    f"its log: {process.log}.{last}"
-                )
-            elif process.restart_if_due():
-                self._say(f"{process.part.label} starts again (pid {process.pid})")
+            self._tend(process)
+
+    def _tend(self, process: Process) -> None:
+        name, label = process.part.name, process.part.label
+        ended = process.poll()
+        lines = self._attempt(name, f"{label}: its log cannot be read", process.new_lines) or []
+        self._show(process.part, lines)
+        self._attempt(name, f"{label}: its log cannot be rotated", process.rotate_if_large)
+        if ended:
+            self.deaths[name] = self.deaths.get(name, 0) + 1
+            pause = process.pause(ended.ran_s)
+            last = f" Its last line: {lines[-1].strip()[:200]}" if lines else ""
+            self._say(f"{label} died ({ended.reason}) and starts again in {pause:g} s; its log: {process.log}.{last}")
+        elif self._begin(process):
+            self._say(f"{label} starts again (pid {process.pid})")
 
     def _show(self, part: Part, lines: list[str]) -> None:
         important = [line for line in lines if IMPORTANT.match(line)]

@@ -61,3 +61,15 @@ def connect_subscriber(url: str, role: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(
         url, retry=AsyncRetry(NoBackoff(), 0), single_connection_client=False, **_options(role, None)
     )
+
+
+async def close_broken(client: redis.asyncio.Redis) -> None:
+    """Close the idle connections that the other end has closed.
+
+    redis-py's pool looks only at the one that it hands out, so after a burst and an outage the others would stay open.
+    """
+    pool: Any = client.connection_pool
+    for connection in list(pool._available_connections):
+        reader = connection._reader
+        if reader is not None and (reader.at_eof() or reader.exception() is not None):
+            await connection.disconnect(nowait=True)

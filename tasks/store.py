@@ -87,6 +87,10 @@ class JobStore:
                 raise QueueFull(f"{waiting} jobs already wait for {spec.model}: try again later", 1)
         raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")
 
+    async def knows(self, tenant: str, idempotency_key: str) -> bool:
+        """True if a job was accepted under this key, and the key still stands for it."""
+        return bool(await self._wait(self._redis.exists(key("idem", f"{tenant}:{idempotency_key}"))))
+
     async def get(self, job_id: str) -> tuple[Job, int | None] | None:
         """A job's record and its position in line (1 is next, None when it does not wait); None if there is none."""
         data = await self._wait(self._redis.hgetall(key("job", job_id)))
@@ -198,5 +202,5 @@ class JobStore:
     async def _wait(self, call: Any) -> Any:
         try:
             return await cast(Awaitable[Any], call)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:  # uvloop's word for a connection that was reset while idle
             raise StoreDown(f"Redis: {error}") from error

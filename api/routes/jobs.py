@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Header, Query
 from fastapi.responses import JSONResponse, Response
 
 from api import streams
-from api.admission import admit, idempotency_key, queue_full
+from api.admission import TENANT, admit, idempotency_key, queue_full
 from api.chunks import JobEvents
 from api.deps import Parts, PartsDep, RequestIdDep
 from api.intake import body_hash, chat_spec, completion_spec
@@ -23,8 +23,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 log = logging.getLogger("penstock.api")
 
-TENANT = "default"
-
 
 @router.post("", status_code=202)
 async def create(
@@ -35,7 +33,7 @@ async def create(
 ) -> Response:
     """Put a chat or completion request in line and return at once; the job outlives its client."""
     key = idempotency_key(idempotency)
-    admitted = await admit(parts.catalog, parts.pool, body.model, waits=True)
+    admitted = await admit(parts, body.model, key, waits=True)
     if isinstance(body, ChatJob):
         spec = await chat_spec(body, admitted, parts.settings, request_id)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,15 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import uvloop
 
+from chaos.front import Front
+from tasks.connections import close_broken, connect_async
 from tasks.errors import StoreDown, StoreRefused
 from tasks.jobs import JobState
 from tasks.keys import key
+from tasks.settings import Settings
+from tasks.store import JobStore
 from tests.integration.line_rig import Line, chat_body, whole_line
 from tests.integration.protocol_rig import Rig
 from tests.integration.worker_rig import expected
@@ -92,6 +98,48 @@ def test_a_connection_that_was_cut_while_idle_fails_no_call(server: OwnRedis) ->
     rig.wait(rig.store.ping())
     rig.ledger.reap()
     rig.close()
+
+
+@pytest.mark.parametrize("cut", ["closed", "reset"])
+def test_idle_connections_that_were_cut_are_closed_and_never_raise_what_nobody_expects(
+    server: OwnRedis, cut: str
+) -> None:
+    """On the event loop that the API has: after a burst a pool holds many, and hands out only the last one."""
+    front = Front(server.port)
+
+    async def play() -> None:
+        client = connect_async(front.url, "test")
+        store = JobStore(client, Settings())
+        try:
+            await asyncio.gather(*(store.ping() for _ in range(12)))
+            before = open_sockets()
+            front.reset() if cut == "reset" else front.point(server.port)
+            await asyncio.sleep(0.1)
+            if cut == "reset":
+                with pytest.raises(StoreDown):
+                    await store.ping()
+            await close_broken(client)
+            await store.ping()
+            assert open_sockets() <= before - 8
+        finally:
+            await client.aclose()
+
+    try:
+        uvloop.run(play())
+    finally:
+        front.close()
+
+
+def open_sockets() -> int:
+    """Of this process, in whatever state."""
+    return sum(name.startswith("socket:") for name in map(fd_name, Path("/proc/self/fd").iterdir()))
+
+
+def fd_name(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize("name", ["penstock-celery", "penstock-worker", "penstock-api", "penstock-relay"])

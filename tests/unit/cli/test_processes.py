@@ -89,6 +89,7 @@ def test_a_log_that_grows_too_large_is_rotated_while_its_part_writes(
     part.start()
     until(lambda: part.log.stat().st_size == 31)
     assert part.new_lines() == ["a" * 30]
+    assert part.rotate_if_large()
     assert part.log.with_name("part.log.1").read_text() == "a" * 30 + "\n"
     go.touch()
     ended(part)
