@@ -53,6 +53,7 @@ BREAKS: dict[str, Break] = {
     "cancel": Break(
         "prelude", "if r.cancel == 1 then return 'cancel' end", "", "accepted cancels that end as successes"
     ),
+    "idem": Break("submit", "if held then", "if false then", "two jobs for one key"),
     "orphan": Break("detach", "left == 0 and r.store == 0", "false", "jobs that run on though nobody listens"),
     "expire": Break("prelude", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", "logs without TTL"),
     "behind": Break(

@@ -22,6 +22,8 @@ from chaos.wire import Leave, Wire, never
 #: So long a client tries to be accepted, or goes on without one new event, before it gives up.
 SUBMIT_S = 90.0
 PATIENCE_S = 150.0
+#: So often a job that was accepted is submitted again: its key must lead to it at any API.
+REPEATED = 0.3
 #: Answers after which trying again is senseless.
 FINAL = {"job_not_found", "events_expired", "unknown_event_id", "invalid_event_id", "history_lost", "job_lost"}
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -63,6 +65,7 @@ class Client:
     async def submit_job(self) -> str:
         """POST /v1/jobs until it is accepted, always with the same key, so that there is one job."""
         key = secrets.token_hex(12)
+        self.account.keyed = True
 
         async def attempt(url: str) -> bool:
             answer = await self.wire.call(self.account, "submit", "POST", f"{url}/v1/jobs", self.ask.body(), key)
@@ -70,7 +73,10 @@ class Client:
                 self.account.accept(answer.json()["id"])
             return answer is not None
 
-        return await self._until_accepted(attempt)
+        url = await self._until_accepted(attempt)
+        if self.rng.random() < REPEATED:
+            await attempt(self.wire.pick(url))
+        return url
 
     async def submit_stream(self, leave: Leave = never, bytes_per_s: float = 0.0, *, store: bool = False) -> str:
         """POST a streaming request until one is accepted, and read it. Returns the API; the segment says how it went."""
@@ -80,6 +86,7 @@ class Client:
         body = self.ask.body(stream=True, store=store)
         if self.rng.random() < 0.5:
             body["stream_options"] = {"include_usage": True}
+            self.account.wants_usage = True
 
         async def attempt(url: str) -> bool:
             how = await self.wire.stream(

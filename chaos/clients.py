@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from chaos.client import PATIENCE_S, Client, GaveUp
+from chaos.client import PATIENCE_S, TERMINAL, Client, GaveUp
 from chaos.record import Segment, Shape, told_of
 from chaos.wire import Leave
 
@@ -73,6 +73,7 @@ async def poll(client: Client) -> None:
 async def whole(client: Client) -> None:
     """A request that waits for its whole answer, repeated with its key until there is one."""
     account, key = client.account, secrets.token_hex(12)
+    account.keyed = True
     path = "/v1/completions" if client.ask.route == "completion" else "/v1/chat/completions"
     deadline, url = time.monotonic() + PATIENCE_S, client.wire.pick()
     while True:
@@ -100,10 +101,15 @@ async def cancel(client: Client) -> None:
             return
     try:
         job = (await client.get("cancel", f"/v1/jobs/{account.job}/cancel", method="POST")).json()
+        account.cancelled_when = time.monotonic()
         account.cancelled_at = (job["state"], job["attempts"], job["usage"]["completion_tokens"])
     except GaveUp:
-        if account.shown[-1].code != "job_not_cancellable":
+        refused = account.shown[-1]
+        if refused.code != "job_not_cancellable":
             raise
+        state = (await client.get("poll", f"/v1/jobs/{account.job}")).json()["state"]
+        if state not in TERMINAL:
+            account.show("cancel", "refused_though_running", refused.url)
     await client.follow(client.wire.pick(url))
     account.outcome = "complete"
 

@@ -88,8 +88,8 @@ class Crowd:
             return self._asks.wide()
         if self._demo and self._rng.random() < DEMO_SHARE and kind != "cancel":
             return self._rng.choice(self._demo)
-        if kind == "cancel":
-            return self._asks.draw(PLAIN)
+        if kind == "cancel":  # only one without an end shows for certain whether it was cancelled
+            return self._asks.endless() if self._rng.random() < 0.5 else self._asks.draw(PLAIN)
         return self._asks.draw(chat=kind == "stored")
 
     async def _play(self, kind: str, ask: Ask) -> None:

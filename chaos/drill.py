@@ -25,7 +25,7 @@ from chaos.crowd import Crowd
 from chaos.faults import ALWAYS, FAULTS
 from chaos.house import DEMO, FAKE, House, Plan, until
 from chaos.members import children_of
-from chaos.quiet import Level, level, nothing_left, strangers
+from chaos.quiet import Level, fallen, level, nothing_left, strangers
 from chaos.report import Run, Tally
 from chaos.storm import Storm
 from chaos.wire import Wire
@@ -132,6 +132,7 @@ class Scenery:
             findings.append(Finding("troubles", "", f"they did not come back: {house.unwell()}"))
         await self.auditor.finish(self.drill.bounds.jobs)
         findings += [Finding("troubles", "", f"{one.kind}: {one.trouble}") for one in self.storm.struck if one.trouble]
+        findings += [Finding("troubles", "", text) for text in fallen(list(house.members()))]
         pids = api_pids(house)
         findings += await nothing_left(
             house.store(), pids, len(pids), _port(house), self.before, self.drill.bounds.quiet

@@ -6,6 +6,7 @@ Sentinel chooses; the address follows when it is told to.
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -33,6 +34,14 @@ class Front:
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """Cut everybody off with a reset, as a machine does that has forgotten its connections."""
+        gone, self._open = self._open, []
+        for one in gone:
+            with suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.shutdown(socket.SHUT_RD)  # says nothing to the other end, but wakes the thread that reads
 
     def hold(self) -> None:
         """Nothing goes through any more."""
@@ -73,4 +82,4 @@ class Front:
                 sink.sendall(data)
         for one in (source, sink):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                one.shutdown(socket.SHUT_RDWR) if one in self._open else one.close()

@@ -36,7 +36,8 @@ class Member:
     """One process that is started again whenever it ends, unless a fault holds it down.
 
     `ready`: it was seen to serve since its last start. `held`: it is to stay down. `struck`: a fault is at it, others
-    leave it alone. `last_end`: how its last process ended, as in "killed by SIGKILL" or "exit code 4".
+    leave it alone. `last_end`: how its last process ended, as in "killed by SIGKILL" or "exit code 4". `fell`: how it
+    ended when nobody had a hand in it; a SIGKILL is a poisoned job's doing.
     """
 
     def __init__(self, kind: Kind, part: Part, folder: Path, watcher: Watcher, model: str = "", url: str = "") -> None:
@@ -49,6 +50,7 @@ class Member:
         self.struck = False
         self.starts = 0
         self.last_end = ""
+        self.fell: list[str] = []
         self._process = Process(part, folder, folder / "logs", watcher)
         self._due = 0.0
 
@@ -81,6 +83,8 @@ class Member:
         ended = self._process.poll()
         if ended is not None:
             self.ready, self.last_end = False, ended.reason
+            if not self.struck and not self.held and "SIGKILL" not in ended.reason:
+                self.fell.append(ended.reason)
             self._due = now + rng.uniform(*PAUSE_S)
         if not self.alive and not self.held and now >= self._due:
             self._process.start()

@@ -25,6 +25,8 @@ DEMO_FOLDER = Path(__file__).parent.parent / "models" / "demo"
 STEP_MS = 20
 #: At least half of the jobs have as many tokens.
 LONG = 100
+#: Words of an answer that no client waits for.
+ENDLESS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ class FakeAsks:
 
     def endless(self) -> Ask:
         """Runs for longer than any test waits."""
-        return self.make(("[tokens=4000]",), Sampling(4100, 1, temperature=0.0), 1, "chat")
+        return self.make((f"[tokens={ENDLESS}]",), Sampling(ENDLESS + 100, 1, temperature=0.0), 1, "chat")
 
     def wide(self) -> Ask:
         """Many bytes a token."""

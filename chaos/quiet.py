@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped]
 from redis.exceptions import RedisError
 
 from chaos.audit import Finding
+from chaos.members import Member
 from tasks.keys import FAMILIES, PERMANENT, SINGLES, key, single
 from tasks.profile import WorkerCard
 
@@ -24,6 +25,8 @@ from tasks.profile import WorkerCard
 FOREIGN = "_kombu.binding"
 #: What one API process may have more open than it had before the first client came.
 SPARE_FILES = 4
+#: In a log, these mean that a process gave up.
+FATAL = ("Unrecoverable error", "thread failed", "engine is dead")
 CLIENT = "a connection of a client"
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
@@ -131,4 +134,13 @@ async def strangers(store: Any, known: set[str]) -> list[str]:
         job = name[len(FAMILIES["job"]) :]
         if job not in known:
             found.append(f"{job} {await store.hget(name, 'state')}")
+    return found
+
+
+def fallen(members: Sequence[Member]) -> list[str]:
+    """Members that ended though nobody had a hand in it; those of the wing say so in its log."""
+    found = [f"{member.name} ended by itself: {how}" for member in members for how in member.fell]
+    for member in members:
+        text = member.log.read_text(errors="replace") if member.log.exists() else ""
+        found += [f"{member.name}: {line[:200]}" for line in text.splitlines() if any(word in line for word in FATAL)]
     return found

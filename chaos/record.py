@@ -87,6 +87,7 @@ class Told:
     texts: tuple[str, ...]
     finishes: tuple[str, ...]
     usage: tuple[int, int]
+    logprobs: tuple[tuple[Logprob, ...] | None, ...]  # of each choice
 
 
 @dataclass(slots=True, eq=False)
@@ -106,11 +107,14 @@ class Account:
     state: str | None = None
     code: str | None = None
     cancelled_at: tuple[str, int, int] | None = None  # state, attempts and tokens, as the accepted cancel answered
+    cancelled_when: float = 0.0  # when the accepted cancel was answered
     other_ids: list[str] = field(default_factory=list)  # a second id for the same idempotency key
+    keyed: bool = False  # every submit had the same idempotency key
+    wants_usage: bool = False  # the stream was asked for its token counts
 
     def accept(self, job: str) -> None:
         """The service promised this job."""
-        if self.job and job != self.job:
+        if self.job and job not in (self.job, *self.other_ids):
             self.other_ids.append(job)
         self.job = self.job or job
 
@@ -141,7 +145,12 @@ class Account:
 
     @property
     def unanswered(self) -> int:
-        """Submits that may have made a job that nobody knows: an answer that never came, or a store that was silent."""
+        """Submits that may have made a job that nobody knows: an answer that never came, or a store that was silent.
+
+        With a key the last answer names the one job that all of them made, if there was an answer.
+        """
+        if self.keyed and self.outcome != "refused":
+            return 0
         return sum(shown.where == "submit" and shown.code in UNANSWERED for shown in self.shown)
 
     @property
@@ -172,11 +181,17 @@ class Account:
         self.looks = []
 
 
+def logprobs_of(shown: dict[str, Any]) -> tuple[Logprob, ...]:
+    """The log probabilities of a choice, in the form of either route."""
+    if "content" in shown:
+        return tuple((row["token"], row["logprob"]) for row in shown["content"])
+    return tuple(zip(shown["tokens"], shown["token_logprobs"], strict=True))
+
+
 def told_of(body: dict[str, Any]) -> Told:
     """The answer inside a chat.completion or text_completion object."""
     rows = body["choices"]
     texts = tuple(row["message"]["content"] if "message" in row else row["text"] for row in rows)
-    usage = body["usage"]
-    return Told(
-        texts, tuple(row["finish_reason"] for row in rows), (usage["prompt_tokens"], usage["completion_tokens"])
-    )
+    usage = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
+    logprobs = tuple(logprobs_of(row["logprobs"]) if row["logprobs"] else None for row in rows)
+    return Told(texts, tuple(row["finish_reason"] for row in rows), usage, logprobs)

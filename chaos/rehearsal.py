@@ -32,6 +32,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "strikes": (),
     "alone": ("worker_kill",),
     "cancel": (),
+    "idem": (),
     "orphan": (),
     "expire": (),
     "behind": ("redis_power",),

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.record import Logprob, Seen, Shape, place_of
+from chaos.record import Logprob, Seen, Shape, logprobs_of, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,16 @@ class Assembler:
     def take(self, event: Event, at: float) -> Seen | Stop | None:
         """What this event completes."""
         if event.data == "[DONE]":
-            return Stop("done")
+            # Whatever the service says has an id, at the latest with the last event of its entry: half an entry is wrong.
+            return Stop("error", "malformed") if self._pending else Stop("done")
         if event.name == "rewind":
             return Stop("rewind")
         try:
             data = json.loads(event.data)
             if event.id is None and "error" in data and not data.get("state"):
                 return Stop("error", str(data["error"].get("code")))
+            if event.id is None and self.shape == "events":
+                raise ValueError("every job event is an entry of its own")
             if event.id is None:
                 self._pending.append(data)
                 return None
@@ -116,8 +119,11 @@ def _of_chunks(rows: list[dict[str, Any]], event_id: str, at: float) -> Seen:
     texts = tuple((choice["index"], _text(choice)) for choice in choices if _text(choice))
     finishes = tuple((choice["index"], choice["finish_reason"]) for choice in choices if choice["finish_reason"])
     shown = [choice["logprobs"] for choice in choices if choice["logprobs"]]
-    logprobs = tuple(one for each in shown for one in _chunk_logprobs(each)) if shown else None
-    usage = next((_usage(row["usage"]) for row in rows if row.get("usage")), None)
+    logprobs = tuple(one for each in shown for one in logprobs_of(each)) if shown else None
+    usages = [_usage(row["usage"]) for row in rows if row.get("usage")]
+    if len(usages) > (1 if finishes else 0):
+        raise ValueError("token counts, but no end or another one")
+    usage = usages[0] if usages else None
     if finishes:
         return Seen(place, at, "finish", texts, finishes, usage=usage)
     if any(choice.get("delta", {}).get("role") for choice in choices):
@@ -135,9 +141,3 @@ def _usage(usage: dict[str, Any]) -> tuple[int, int]:
 
 def _logprobs(rows: list[dict[str, Any]]) -> tuple[Logprob, ...]:
     return tuple((row["token"], row["logprob"]) for row in rows)
-
-
-def _chunk_logprobs(shown: dict[str, Any]) -> tuple[Logprob, ...]:
-    if "content" in shown:
-        return _logprobs(shown["content"])
-    return tuple(zip(shown["tokens"], shown["token_logprobs"], strict=True))

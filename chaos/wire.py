@@ -76,6 +76,8 @@ class Wire:
             account.show(where, failure_of(error), url)
             return None
         if response.status_code >= 400:
+            if key and "x-penstock-job-id" in response.headers:
+                account.accept(response.headers["x-penstock-job-id"])
             account.show(where, code_of(response), url)
             return None
         return response

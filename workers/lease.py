@@ -20,6 +20,7 @@ from workers.attempt import Attempt
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5  # how often the engine's step is looked at, at least
+STOPPED_S = 0.5  # a look that is so late means that the process did not run meanwhile
 
 
 class LeaseKeeper:
@@ -70,9 +71,14 @@ class LeaseKeeper:
 
     def run(self) -> None:
         """The thread's body."""
-        due = time.monotonic() + self._renew_s
+        looked = awake_since = time.monotonic()
+        due = looked + self._renew_s
         while not self._closed.wait(min(self._watch_s, max(0.0, due - time.monotonic()))):
-            age = self._step_age()
+            now = time.monotonic()
+            if now - looked > self._watch_s + STOPPED_S:
+                awake_since = now  # the whole process was stopped: its engine could not go on either
+            looked = now
+            age = min(self._step_age(), now - awake_since)
             if age > self._step_timeout_s:
                 self._on_hang(age)
                 return

@@ -113,6 +113,19 @@ def test_a_finished_choice_is_not_run_again(pool: WorkerRig) -> None:
     assert pool.end(job).choice == 1
 
 
+def test_a_process_that_was_stopped_is_no_hung_engine(pool: WorkerRig) -> None:
+    """Loading a large model again takes minutes: a machine that slept must not cost that."""
+    worker = pool.start({"PENSTOCK_STEP_TIMEOUT_S": "1"})
+    for step_ms in (2, 600):  # awake again between two steps, and in the middle of one
+        job = pool.submit(f"[tokens=20] [step_ms={step_ms}]")
+        pool.until_tokens(job, 1)
+        worker.signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        worker.signal(signal.SIGCONT)
+        pool.until_over(job)
+    assert worker.process.poll() is None, worker.log
+
+
 def test_a_zombie_is_fenced_and_goes_on_serving(pool: WorkerRig) -> None:
     first = pool.start()
     job = pool.submit(SLOW)

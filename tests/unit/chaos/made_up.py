@@ -61,7 +61,7 @@ def seen(shape: Shape) -> list[Seen]:
 
 def account(shape: Shape = "events", breaks: tuple[int, ...] = (2,), kind: str = "stream") -> Account:
     """A client that broke off after so many events, and came back."""
-    made = Account(kind, ASK, "job_1", began=0.0, over=9.0, outcome="complete")
+    made = Account(kind, ASK, "job_1", began=0.0, over=9.0, outcome="complete", wants_usage=True)
     rest, after = seen(shape), START
     for count in (*breaks, len(rest)):
         made.segments.append(Segment(shape, URL, after, seen=rest[:count], how="left"))
@@ -76,7 +76,7 @@ def polled() -> Account:
     """A client that asked now and then."""
     made = Account("poll", ASK, "job_1", began=0.0, over=9.0, outcome="complete", state="succeeded")
     made.looks = [Look(1.0, "queued", ""), Look(2.0, "running", "ab"), Look(3.0, "succeeded", TEXT)]
-    made.told = Told((TEXT,), ("stop",), (5, 4))
+    made.told = Told((TEXT,), ("stop",), (5, 4), (None,))
     return made
 
 
@@ -99,6 +99,20 @@ class Case:
     def entry(self, seq: int) -> dict[str, Any]:
         """The entry of this seq."""
         return next(entry for place, entry in self.log if place[1] == seq)
+
+    def insert(self, seq: int, entry: dict[str, Any]) -> None:
+        """One more entry at this place, in a log and a record that count it."""
+        rows = [*self.log[: seq - 1], (self.log[seq - 2][0], entry), *self.log[seq - 1 :]]
+        self.log[:] = [((place[0], number), each) for number, (place, each) in enumerate(rows, 1)]
+        self.record["seq"] = str(len(rows))
+
+    def cancel(self) -> None:
+        """It ended in mid-sentence instead, and its client was told so."""
+        self.log[5:] = [((5, 6), {"k": "end", "state": "cancelled", "tokens": 3, "code": "cancelled"})]
+        self.record.update(state="cancelled", seq="6", tokens="3", code="cancelled")
+        events = self.account.segments[-1].seen
+        events[-2:] = [replace(events[-1], place=(5, 6), state="cancelled", finishes=(), usage=(5, 3))]
+        self.account.note_end()
 
     def spoil(self, segment: int, number: int, **changes: Any) -> None:
         """Change one event that the client saw."""

@@ -167,18 +167,28 @@ def _copy(spoilt: Case) -> Copy:
 
 
 def test_logprobs_are_compared() -> None:
-    scored = Answered(TEXT, (10, 11, 12, 13), "stop", tuple((token, -0.5) for token in ("ab", " ", "cd", "")))
+    logprobs = tuple((token, -0.5) for token in ("ab", " ", "cd", ""))
+    scored = Answered(TEXT, (10, 11, 12, 13), "stop", logprobs)
     ask = replace(ASK, answers=(scored,), sampling=replace(ASK.sampling, logprobs=0))
 
     def fresh(value: float, count: int = 4) -> Case:
         made = polled()
         made.ask = ask
         spoilt = case(made)
+        _tell(spoilt, logprobs=(logprobs,))
         for number, seq in enumerate((2, 3, 5, 6)[:count]):
-            spoilt.entry(seq)["l"] = [{"token": scored.logprobs[number][0], "logprob": value}]  # type: ignore[index]
+            spoilt.entry(seq)["l"] = [{"token": logprobs[number][0], "logprob": value}]
+        return spoilt
+
+    def told(*values: float) -> Case:
+        spoilt = fresh(-0.5)
+        _tell(spoilt, logprobs=(tuple((one[0], value) for one, value in zip(logprobs, values, strict=False)),))
         return spoilt
 
     assert fresh(-0.5).findings() == []
+    assert told(-0.5, -0.5, -0.5, -0.6).columns() == {"wrong texts"}
+    assert told(-0.5, -0.5, -0.5).columns() == {"wrong texts"}
+    assert told().columns() == {"wrong texts"}
     assert fresh(-0.5005).findings() == [], "the last digits may differ"
     assert fresh(-0.6).columns() == {"wrong texts"}
     assert fresh(-0.5, count=3).columns() == {"wrong texts"}

@@ -76,6 +76,30 @@ def test_half_of_an_entry_does_not_count() -> None:
         None, "", '{"choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null}]}'
     )
     assert assembler.take(half, 0.0) is None
+    assert assembler.take(Event(None, "", "[DONE]"), 0.0) == Stop("error", "malformed"), "nothing may be left over"
+
+
+USAGE = '"usage": {"prompt_tokens": 3, "completion_tokens": 4}'
+FINISH = '"choices": [{"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"}]'
+
+
+def test_token_counts_come_once_with_an_end() -> None:
+    def last(first: str, second: str) -> Seen | Stop | None:
+        assembler = Assembler("chat")
+        assert assembler.take(Event(None, "", first), 0.0) is None
+        return assembler.take(Event("1-2", "", second), 0.0)
+
+    right = last(f'{{{FINISH}, "usage": null}}', f'{{"choices": [], {USAGE}}}')
+    assert isinstance(right, Seen)
+    assert right.usage == (3, 4)
+    malformed = Stop("error", "malformed")
+    assert last(f"{{{FINISH}, {USAGE}}}", f'{{"choices": [], {USAGE}}}') == malformed
+    assert last('{"choices": []}', f'{{"choices": [], {USAGE}}}') == malformed
+
+
+def test_a_job_event_without_an_id_is_wrong() -> None:
+    event = Event(None, "started", '{"attempt": 1, "tokens": 0}')
+    assert Assembler("events").take(event, 0.0) == Stop("error", "malformed")
 
 
 def test_logprobs_of_both_routes() -> None:
