@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,7 @@ class Auditor:
         deadline = time.monotonic() + seconds
         while self._waiting:
             over = time.monotonic() > deadline
-            await self._judge_due(float("inf"), over)
+            await self._judge_due(math.inf if over else time.monotonic(), over)
             await asyncio.sleep(0.5)
 
     async def _judge_due(self, now: float, over: bool = False) -> None:

@@ -6,6 +6,7 @@ nothing happened to a worker. Pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from chaos.audit import Column, Copy, Finding
 from chaos.faults import FAULTS
-from chaos.record import Account, Shown
+from chaos.record import LOSS, Account, Shown
 
 #: After a fault healed, what it broke may still be starting.
 AFTER_S = 20.0
@@ -26,6 +27,8 @@ BEFORE_S = 1.0
 
 #: The wing has an API of its own, which dies with it.
 _API = ("api_", "supervisor_", "workers_gone")
+#: Whoever is told to stop says so to its streams; whoever is killed cannot.
+_STOPPED, _CUT = ("api_stop", "supervisor_", "workers_gone"), ("api_kill", "supervisor_", "workers_gone")
 _REDIS = ("redis_", "sentinel", "kill_commands", "kill_subscription")
 _WORKER = ("worker_", "workers_", "step_", "supervisor_")
 #: Faults that may cost a lease. A drain gives its jobs back, and an error inside a step keeps them.
@@ -33,24 +36,24 @@ _LOSING = (*(kind for kind, fault in FAULTS.items() if fault.takes_leases), "poi
 #: Only these cost one of an attempt that had made a token; the others at most that of a claim whose answer was lost.
 _DEADLY = ("worker_kill", "worker_kill_before_claim", "worker_zombie", "step_hang", "workers_gone", "supervisor_kill")
 
+#: With these about, it is not known for sure whose jobs a fault took.
+_BLURRED = ("poison", "worker_kill_before_claim", "redis_", "kill_", "supervisor_")
+
 #: (where, code) → the faults that allow it. The empty text: always allowed.
 ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
     ("submit", "store_unavailable"): (*_REDIS, *_API),
     ("submit", "no_worker"): (*_WORKER, *_REDIS),
-    ("submit", "queue_full"): ("",),
-    ("submit", "server_shutdown"): _API,
+    ("submit", "server_shutdown"): _STOPPED,
     ("submit", "unreachable"): _API,
     ("submit", "cut"): _API,
-    ("stream", "cut"): _API,
-    ("stream", "server_shutdown"): _API,
+    ("stream", "cut"): _CUT,
+    ("stream", "server_shutdown"): _STOPPED,
     ("cancel", "job_not_cancellable"): ("",),
 }
 for _where in ("resume", "poll", "cancel", "answer"):
     ALLOWED[_where, "store_unavailable"] = _REDIS
     for _code in ("unreachable", "cut", "server_shutdown"):
         ALLOWED[_where, _code] = _API
-#: With a Redis that may lose its last second, these are honest answers, too; they are counted.
-LOSSY = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired"}
 
 
 class Struck(Protocol):
@@ -82,7 +85,8 @@ class Sky:
     """Everything that struck so far. `calm_until`: no fault was allowed before. `lossy`: Redis may lose writes.
 
     `urls` are the APIs' by the target of a fault: only one on the API that it used excuses a client's broken connection.
-    `single`: models with one worker, which has to come back before their jobs go on.
+    `single`: models with one worker, which has to come back before their jobs go on. `lapse_s`: in what time a lease is
+    over, and found to be. `bounds`: for each kind that is held to it, how long the jobs that it hit may take to go on.
     """
 
     struck: Sequence[Struck]
@@ -90,6 +94,8 @@ class Sky:
     lossy: bool = False
     urls: Mapping[str, str] = field(default_factory=dict)
     single: frozenset[str] = frozenset()
+    lapse_s: float = 6.0
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     def about(self, begin: float, end: float, after_s: float = AFTER_S) -> Iterator[Struck]:
         """The faults that were at work then, or had just healed."""
@@ -97,7 +103,7 @@ class Sky:
 
     def allows(self, shown: Shown) -> bool:
         """Whether a fault explains this error, and it is one that such a fault may show."""
-        if self.lossy and shown.code in LOSSY:
+        if self.lossy and shown.code in LOSS:
             return any(one.kind.startswith("redis_") for one in self.about(shown.at, shown.at))
         kinds = ALLOWED.get((shown.where, shown.code), ())
         if not kinds or "" in kinds:
@@ -124,7 +130,7 @@ def unexplained(account: Account, sky: Sky) -> Iterator[Finding]:
 def ending(account: Account, copy: Copy, sky: Sky) -> Iterator[Finding]:
     """Whether the job ended as what its client did to it allows."""
     for column, text in _ending(account, copy, sky):
-        yield Finding(column, account.job, text)
+        yield Finding("taken back" if sky.lossy else column, account.job, text)
 
 
 def _ending(account: Account, copy: Copy, sky: Sky) -> Iterator[tuple[Column, str]]:
@@ -161,7 +167,8 @@ def _cancelled(account: Account, record: dict[str, str], sky: Sky) -> Iterator[t
         )
     if state != "running" and record["state"] != state:
         yield "wrong ends", f"cancelling answered {state}, but it ended {record['state']}"
-    cut_off = any(True for one in sky.about(account.began, account.over) if one.kind.startswith(("redis_", "kill_")))
+    when = account.cancelled_when
+    cut_off = any(one.kind.startswith(("redis_", "kill_")) for one in sky.about(when, when, sky.lapse_s))
     more, most = int(record["tokens"]) - tokens, CANCEL_TOKENS_CUT_OFF if cut_off else CANCEL_TOKENS
     if more > most * len(account.ask.answers):
         yield "wrong ends", f"{more} tokens were made after its cancel was accepted"
@@ -169,11 +176,15 @@ def _cancelled(account: Account, record: dict[str, str], sky: Sky) -> Iterator[t
 
 def _needless(account: Account, losses: int, copy: Copy, sky: Sky) -> Iterator[tuple[Column, str]]:
     """Leases that were lost though nothing can have taken them."""
-    kinds = {one.kind for one in sky.about(account.began, account.over)}
-    if losses and not kinds & set(_LOSING):
+    near = {one.kind for one in sky.about(account.began, account.over, sky.lapse_s)}
+    hits = sum(account.job in one.jobs for one in sky.struck if one.kind in _DEADLY)
+    fruitless = _fruitless(copy)
+    if losses and not near & set(_LOSING):
         yield "wrong ends", f"it lost {losses} leases, and nothing had happened to a worker or to Redis"
-    elif losses > _fruitless(copy) and not kinds & {*_DEADLY, "poison"} and not sky.lossy:
+    elif losses > fruitless and not near & {*_DEADLY, "poison"} and not sky.lossy:
         yield "wrong ends", f"it lost {losses} leases in the middle of an answer, and no worker had died or hung"
+    elif losses > fruitless + hits and not any(kind.startswith(_BLURRED) for kind in near):
+        yield "wrong ends", f"it lost {losses} leases, and only {hits} of its workers had died or hung"
 
 
 def _fruitless(copy: Copy) -> int:
@@ -199,10 +210,10 @@ class Recovery:
 
 
 def recoveries(account: Account, sky: Sky) -> Iterator[Recovery]:
-    """Of every fault on a worker that ran this job while its client was reading."""
+    """Of every fault that took this job from its worker while its client was reading."""
     seen = [one for segment in account.current() if not segment.paced for one in segment.seen]
     for fault in sky.struck:
-        if account.job not in fault.jobs or not fault.kind.startswith(_WORKER):
+        if account.job not in fault.jobs or fault.kind not in (*_DEADLY, "worker_drain"):
             continue
         before = [one.place[0] for one in seen if one.at <= fault.at]
         fence = before[-1] if before else None
@@ -210,9 +221,10 @@ def recoveries(account: Account, sky: Sky) -> Iterator[Recovery]:
         first = next(after, None)
         if first is None or not _watched(account, fault.at, first.at):
             continue
+        # What comes when it should long have gone on is no excuse: it would hide the slowest.
+        until = min(first.at, fault.at + sky.bounds.get(fault.kind, math.inf))
         others = any(
-            one is not fault and one.at <= first.at and max(one.at, one.until) + LATE_S >= fault.at
-            for one in sky.struck
+            one is not fault and one.at <= until and max(one.at, one.until) + LATE_S >= fault.at for one in sky.struck
         )
         yield Recovery(fault.kind, first.at - fault.at, not others and account.ask.model not in sky.single)
 

@@ -26,8 +26,8 @@ def dense(numbers: Iterable[int], first: int, what: str) -> Iterator[tuple[Colum
 
 
 def same(where: str, text: str, expected: str, whole: bool) -> Iterator[tuple[Column, str]]:
-    """The text of an undisturbed run, or a beginning of it."""
-    if text == expected or (not whole and expected.startswith(text)):
+    """The text of an undisturbed run, or a beginning of it: one that was cut off may end inside a character."""
+    if text == expected or (not whole and expected.startswith(text.removesuffix("\ufffd"))):
         return
     at = next(
         (k for k, (a, b) in enumerate(zip(text, expected, strict=False)) if a != b), min(len(text), len(expected))

@@ -20,15 +20,18 @@ from api.closing import end as end_tasks
 from chaos import prompts
 from chaos.audit import Finding
 from chaos.auditor import Auditor
-from chaos.circumstances import Sky, Struck
+from chaos.circumstances import RECOVERY_S, Sky, Struck
 from chaos.crowd import Crowd
 from chaos.faults import ALWAYS, FAULTS
 from chaos.house import DEMO, FAKE, House, Plan, until
 from chaos.members import children_of
-from chaos.quiet import Level, fallen, level, nothing_left, strangers
+from chaos.quiet import KEYED, Level, fallen, level, nothing_left, strangers
 from chaos.report import Run, Tally
 from chaos.storm import Storm
 from chaos.wire import Wire
+
+#: Beyond the lease, until a reaper has come by, on a busy machine.
+LAPSE_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ class Scenery:
             urls[f"all of {FAKE}"] = self.house.wing.url  # the wing is one of them
         struck: list[Struck] = [*self.storm.struck, *self.crowd.poisoned]
         single = frozenset({DEMO} if self.drill.plan.demos == 1 else ())
-        return Sky(struck, self.begun + self.drill.calm_s, self.drill.lossy, urls, single)
+        drill, plan = self.drill, self.drill.plan
+        bounds = {"worker_kill": plan.lease_s + RECOVERY_S}
+        bounds["step_hang"] = bounds["worker_kill"] + plan.step_timeout_s
+        return Sky(struck, self.begun + drill.calm_s, drill.lossy, urls, single, plan.lease_s + LAPSE_S, bounds)
 
     async def play(self) -> None:
         """Clients and faults, until the last client is through."""
@@ -141,6 +147,7 @@ class Scenery:
         if len(unknown) > self.tally.unanswered:
             text = f"{len(unknown)} jobs that no client knows, after {self.tally.unanswered} submits without an answer"
             findings.append(Finding("duplicated", "", f"{text}: {', '.join(unknown[:5])}"))
+        findings += [Finding("duplicated", "", f"a second job {one}") for one in unknown if KEYED in one]
 
     def timeline(self) -> str:
         """What struck when, for whoever looks for the cause of a finding."""

@@ -27,6 +27,8 @@ FOREIGN = "_kombu.binding"
 SPARE_FILES = 4
 #: In a log, these mean that a process gave up.
 FATAL = ("Unrecoverable error", "thread failed", "engine is dead")
+APIS = single("apis")
+KEYED = "by the key"
 CLIENT = "a connection of a client"
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
@@ -81,6 +83,10 @@ async def _left(store: Any, apis: int) -> list[str]:
     counts = [count for _, count in await store.pubsub_numsub(*channels)] if channels else []
     if counts != [1] * apis:
         found.append(f"the relay channels have {counts} subscriptions, for {apis} API processes")
+    names = [client["name"] for client in await store.client_list()]
+    for what, count in (("relay connections", names.count("penstock-relay")), ("APIs", await store.zcard(APIS))):
+        if count != apis:
+            found.append(f"{count} {what} for {apis} API processes")
     return found
 
 
@@ -128,12 +134,14 @@ def _open(pids: Sequence[int], redis_port: int, before: Level) -> list[str]:
 
 
 async def strangers(store: Any, known: set[str]) -> list[str]:
-    """Jobs in the store that no client knows of: their submits were never answered. By id, with their state."""
+    """Jobs in the store that no client knows of: their submits were never answered. By id, with their state, and the
+    idempotency key if there is one; then there must be none, since its client tried until it was answered."""
     found = []
     async for name in store.scan_iter(match=FAMILIES["job"] + "*", count=500):
         job = name[len(FAMILIES["job"]) :]
         if job not in known:
-            found.append(f"{job} {await store.hget(name, 'state')}")
+            state, idem = await store.hmget(name, "state", "idem")
+            found.append(f"{job} {state}" + (f" {KEYED} {idem}" if idem else ""))
     return found
 
 

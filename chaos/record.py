@@ -17,6 +17,8 @@ Shape = Literal["chat", "completion", "events"]
 Logprob = tuple[str, float]
 
 START: Place = (0, 0)
+#: Honest answers of a service whose Redis has lost its last writes.
+LOSS = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired"}
 UNANSWERED = ("cut", "silent", "store_unavailable", "server_shutdown")
 
 
@@ -152,6 +154,11 @@ class Account:
         if self.keyed and self.outcome != "refused":
             return 0
         return sum(shown.where == "submit" and shown.code in UNANSWERED for shown in self.shown)
+
+    @property
+    def told_of_loss(self) -> bool:
+        """The client heard that Redis had lost something."""
+        return any(shown.code in LOSS for shown in self.shown)
 
     @property
     def reads(self) -> bool:

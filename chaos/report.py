@@ -17,8 +17,8 @@ from chaos.record import Account
 FULL_MINUTES = 20
 JOBS, FAULTS, EACH, LONG_SHARE, BUSY_SHARE = 5_000, 200, 10, 0.5, 0.8
 SHOWN = 40
-#: What a Redis that loses its last second may cost: it is measured, and red is only what goes beyond.
-MEASURED = {"lost", "wrong ends"}
+#: What a Redis that loses its last writes may cost: it is measured, and red is only what goes beyond.
+MEASURED = {"taken back"}
 
 
 @dataclass

@@ -16,7 +16,7 @@ from chaos.circumstances import Sky
 from chaos.quiet import Level, nothing_left, strangers
 from chaos.record import Account
 from chaos.report import Tally
-from tasks.connections import connect_async
+from tasks.connections import connect_async, connect_subscriber
 from tasks.jobs import JobSpec, new_id
 from tasks.keys import key, single
 from tasks.sampling import Sampling
@@ -72,13 +72,16 @@ async def test_a_job_that_has_not_ended_is_a_leak(redis: Any, store: JobStore) -
     assert any("is still queued" in text for text in await left(redis))
 
 
-async def test_subscriptions_are_counted(redis: Any) -> None:
-    assert len(await left(redis, apis=1)) == 1
-    async with redis.pubsub() as channel:
+async def test_subscriptions_and_apis_are_counted(redis: Any, redis_url: str) -> None:
+    assert len(await left(redis, apis=1)) == 3
+    await redis.zadd(single("apis"), {"api-1": 1})
+    relay = connect_subscriber(redis_url, "relay")
+    async with relay.pubsub() as channel:
         await channel.subscribe(key("relay", "api-1"))
         await channel.get_message(timeout=5)
         assert await left(redis, apis=1) == []
-        assert len(await left(redis, apis=0)) == 1
+        assert len(await left(redis, apis=0)) == 3
+    await relay.aclose()
 
 
 async def test_open_files_and_connections_are_counted(redis: Any, redis_url: str) -> None:

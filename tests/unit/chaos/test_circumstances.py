@@ -98,7 +98,9 @@ def client(kind: str) -> Account:
 
 
 def test_a_lost_lease_needs_a_fault_that_takes_leases() -> None:
-    assert texts(client("stream"), sky(Fault("worker_kill"))) == []
+    assert texts(client("stream"), sky(Fault("worker_kill", jobs=("job_1",)))) == []
+    assert len(texts(client("stream"), sky(Fault("worker_kill")))) == 1, "it ran elsewhere"
+    assert texts(client("stream"), sky(Fault("worker_kill"), Fault("poison"))) == [], "who knows whom poison hits"
     assert len(texts(client("stream"), sky())) == 1
     assert len(texts(client("stream"), sky(Fault("worker_drain"), Fault("api_kill"), Fault("step_slow")))) == 1
     assert len(texts(client("stream"), sky(Fault("worker_kill", at=200.0, until=201.0)))) == 1
@@ -138,7 +140,7 @@ def test_poison_may_not_take_every_worker_with_it() -> None:
 
 def test_an_accepted_cancel_holds() -> None:
     made = client("cancel")
-    made.cancelled_at = ("running", 2, 3)
+    made.cancelled_at, made.cancelled_when = ("running", 2, 3), 102.0
     cancelled = {"state": "cancelled", "code": "cancelled", "losses": "0"}
     assert texts(made, sky(), **cancelled) == []
     assert len(texts(made, sky(), **(cancelled | {"attempt": "3"}))) == 1, "claimed again"

@@ -59,7 +59,8 @@ def test_a_fault_that_never_fired_and_a_client_that_failed_are_red() -> None:
 
 
 def test_lost_writes_are_measured_and_torn_texts_are_red() -> None:
-    assert list(run(Finding("lost", "job_1", ""), lossy=True).reasons()) == []
+    assert list(run(Finding("taken back", "job_1", ""), lossy=True).reasons()) == []
+    assert list(run(Finding("lost", "job_1", ""), lossy=True).reasons()) == ["lost: 1"]
     assert list(run(Finding("wrong texts", "job_1", ""), lossy=True).reasons()) == ["wrong texts: 1"]
 
 

@@ -156,7 +156,7 @@ def test_a_key_may_make_a_second_job_only_if_the_first_was_lost_with_it() -> Non
     made = account()
     made.other_ids.append("job_2")
     assert {one.column for one in audit(made, Copy(record(), log()), lossy=True)} == {"duplicated"}
-    assert {one.column for one in audit(made, None, lossy=True)} == {"lost"}
+    assert {one.column for one in audit(made, None, lossy=True)} == {"taken back"}
     assert {one.column for one in audit(made, None)} == {"lost", "duplicated"}
 
 
