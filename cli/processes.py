@@ -21,6 +21,7 @@ from pathlib import Path
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 KEPT_LOGS = 3
 LARGEST_LOG = 50_000_000
+SIGNALS = {one.value: one.name for one in signal.Signals}  # most of the real-time ones have no name
 #: After a rotation that failed: each try copies the whole log.
 ROTATION_PAUSE_S = 60.0
 
@@ -162,7 +163,7 @@ class Process:
         if self._popen is None or self._popen.poll() is None:
             return None
         code = self._popen.returncode
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        reason = f"killed by {SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"exit code {code}"
         # what it left in its group (an API with several processes) must not live on beside the next one
         self._kill_group()
         self._watcher.remove(self._popen.pid)
