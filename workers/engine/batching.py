@@ -100,6 +100,7 @@ class BatchingEngine:
     def recover(self) -> None:
         culprit = self._recovery.next(self._live)
         self._backend.reset()
+        self._kv_used = self._backend.kv_used()
         self._parked = list(self._live)
         if culprit is not None:
             rid, message, code = culprit
@@ -112,7 +113,7 @@ class BatchingEngine:
     def load(self) -> Load:
         live = len(self._live)
         running = min(self._running, live)
-        return Load(running, live - running, self._kv_used if live else 0.0, self._steps, self._tokens)
+        return Load(running, live - running, self._kv_used, self._steps, self._tokens)
 
     def close(self) -> None:
         self._live.clear()
@@ -158,3 +159,4 @@ class BatchingEngine:
             self._parked.remove(rid)
         else:
             self._backend.drop(rid)
+            self._kv_used = self._backend.kv_used()  # without a next step nobody else would look
