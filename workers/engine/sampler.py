@@ -57,6 +57,7 @@ class Sampler:
         reported = [at for at, row in enumerate(rows) if row.request.sampling.logprobs is not None]
         original = logits[reported] if reported else None
         _penalise(logits, rows)
+        _check(logits)
         tokens = self._pick(logits, rows)
         logprobs: dict[int, TokenLogprob] = {}
         if original is not None:
@@ -105,6 +106,14 @@ class Sampler:
             top = tuple(look_up(token, value) for token, value in pairs)
             reports.append(look_up(chosen[at], own[at], top))
         return reports
+
+
+def _check(logits: Tensor) -> None:
+    """Raises FloatingPointError for rows without a best token. The maximum of a row shows whatever is wrong in it."""
+    best = logits.amax(dim=-1)
+    wrong = len(best) - int(torch.isfinite(best).sum())
+    if wrong:
+        raise FloatingPointError(f"the model's logits are no numbers in {wrong} of {len(best)} sequences")
 
 
 def _is_cut(row: LiveSequence) -> bool:

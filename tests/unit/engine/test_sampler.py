@@ -163,3 +163,21 @@ def test_a_draw_never_lands_on_a_token_without_weight(monkeypatch: pytest.Monkey
 
 def test_an_impossible_token_has_a_log_probability_that_json_can_carry() -> None:
     assert Vocabulary(build_tokenizer()).logprob(65, float("-inf")).logprob == -9999.0
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 5}], ids=str)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error(fields: dict[str, Any], broken: float) -> None:
+    """A token that was drawn from them would look like any other."""
+    logits = random_logits(3)
+    logits[1, 7] = broken
+    rows = [row(), row(**fields), row(temperature=0.0)]
+    with pytest.raises(FloatingPointError, match="1 of 3"):
+        pick(logits, *rows)
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {}, {"top_p": 0.9}], ids=str)
+def test_a_row_without_any_possible_token_is_an_error(fields: dict[str, Any]) -> None:
+    logits = torch.full((1, SIZE), float("-inf"))
+    with pytest.raises(FloatingPointError):
+        pick(logits, row(**fields))
