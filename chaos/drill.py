@@ -30,6 +30,8 @@ from chaos.report import Run, Tally
 from chaos.storm import Storm
 from chaos.wire import Wire
 
+#: New findings that are told at once.
+SAID = 10
 #: Beyond the lease, until a reaper has come by, on a busy machine.
 LAPSE_S = 4.0
 
@@ -149,14 +151,6 @@ class Scenery:
             findings.append(Finding("duplicated", "", f"{text}: {', '.join(unknown[:5])}"))
         findings += [Finding("duplicated", "", f"a second job {one}") for one in unknown if KEYED in one]
 
-    def timeline(self) -> str:
-        """What struck when, for whoever looks for the cause of a finding."""
-        return "".join(
-            f"{one.at - self.begun:8.2f} to {one.until - self.begun:8.2f} s {one.kind} {one.target} {len(one.jobs)} jobs"
-            f"{' ' + one.trouble if one.trouble else ''}\n"
-            for one in self.storm.struck
-        )
-
     def result(self) -> Run:
         """For the report."""
         drill = self.drill
@@ -190,7 +184,7 @@ async def run(drill: Drill, say: Callable[[str], None] = lambda line: None) -> R
         if drill.until_red and list(scenery.result().broken()):
             return scenery.result()
         say("the storm is over")
-        (drill.plan.folder / "storm.txt").write_text(scenery.timeline())
+        (drill.plan.folder / "storm.txt").write_text(scenery.storm.timeline(scenery.begun))
         await scenery.judge()
         found = "".join(f"{one.column}: {one.job} {one.text}\n" for one in scenery.tally.findings)
         (drill.plan.folder / "findings.txt").write_text(found)
@@ -213,6 +207,7 @@ async def _meanwhile(scenery: Scenery, say: Callable[[str], None]) -> AsyncItera
 
 
 async def _narrate(scenery: Scenery, say: Callable[[str], None]) -> None:
+    told = 0
     while True:
         await asyncio.sleep(20.0)
         tally = scenery.tally
@@ -220,6 +215,9 @@ async def _narrate(scenery: Scenery, say: Callable[[str], None]) -> None:
             f"{time.monotonic() - scenery.begun:6.0f} s: {tally.jobs} jobs judged, {len(scenery.crowd.running)} clients, "
             f"{len(scenery.storm.struck)} faults, findings {dict(tally.counts()) or 'none'}"
         )
+        for one in tally.findings[told : told + SAID]:
+            say(f"         {one.column}: {one.job} {one.text}")
+        told = len(tally.findings)
 
 
 def api_pids(house: House) -> list[int]:

@@ -91,6 +91,14 @@ class Storm:
         self.struck.append(blow)
         return blow
 
+    def timeline(self, begun: float) -> str:
+        """What struck when, for whoever looks for the cause of a finding."""
+        return "".join(
+            f"{one.at - begun:8.2f} to {one.until - begun:8.2f} s {one.kind} {one.target} {len(one.jobs)} jobs"
+            f"{' ' + one.trouble if one.trouble else ''}\n"
+            for one in self.struck
+        )
+
     def _next(self) -> tuple[str, int]:
         if not self._round:
             kinds = list(self._kinds)
