@@ -18,8 +18,8 @@ from chaos.record import LOSS, Account, Shown
 
 #: After a fault healed, what it broke may still be starting.
 AFTER_S = 20.0
-#: What shows at once or never.
-SOON_S = {"cut": 6.0, "server_shutdown": 8.0, "store_unavailable": 10.0}
+#: What shows at once or never; and what lasts: a supervisor that was killed does not start again while Redis is paused.
+SOON_S = {"cut": 6.0, "server_shutdown": 8.0, "store_unavailable": 10.0, "unreachable": 50.0}
 #: What a slow reader may be behind.
 SLOW_S = 120.0
 #: An order to a worker is obeyed within moments, and the record of a fault may be a little late.
@@ -37,7 +37,7 @@ _LOSING = (*(kind for kind, fault in FAULTS.items() if fault.takes_leases), "poi
 _DEADLY = ("worker_kill", "worker_kill_before_claim", "worker_zombie", "step_hang", "workers_gone", "supervisor_kill")
 
 #: With these about, it is not known for sure whose jobs a fault took.
-_BLURRED = ("poison", "worker_kill_before_claim", "redis_", "kill_", "supervisor_")
+_BLURRED = ("poison", "worker_kill_before_claim", "step_hang", "redis_", "kill_", "supervisor_")
 
 #: (where, code) → the faults that allow it. The empty text: always allowed.
 ALLOWED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -153,6 +153,8 @@ def _ending(account: Account, copy: Copy, sky: Sky) -> Iterator[tuple[Column, st
 
 #: Three deaths alone, one that made progress, and what other faults may add.
 POISON_LOSSES = 8
+#: How long the job of a client that left may run on, if its API process died with the client.
+ORPHANED_S = 90.0
 #: Tokens that a worker may still make after an accepted cancel: one step undisturbed, what it may hold when cut off.
 CANCEL_TOKENS, CANCEL_TOKENS_CUT_OFF = 40, 300
 
@@ -176,7 +178,9 @@ def _cancelled(account: Account, record: dict[str, str], sky: Sky) -> Iterator[t
 
 def _needless(account: Account, losses: int, copy: Copy, sky: Sky) -> Iterator[tuple[Column, str]]:
     """Leases that were lost though nothing can have taken them."""
-    near = {one.kind for one in sky.about(account.began, account.over, sky.lapse_s)}
+    # An orphan runs on for its grace, and longer when Redis is away.
+    over = account.over + (ORPHANED_S if account.outcome == "left" else 0.0)
+    near = {one.kind for one in sky.about(account.began, over, sky.lapse_s)}
     hits = sum(account.job in one.jobs for one in sky.struck if one.kind in _DEADLY)
     fruitless = _fruitless(copy)
     if losses and not near & set(_LOSING):

@@ -83,12 +83,16 @@ class Member:
         ended = self._process.poll()
         if ended is not None:
             self.ready, self.last_end = False, ended.reason
-            if not self.struck and not self.held and "SIGKILL" not in ended.reason:
+            if not self.struck and not self.held and "SIGKILL" not in ended.reason and not self._refused(ended.reason):
                 self.fell.append(ended.reason)
             self._due = now + rng.uniform(*PAUSE_S)
         if not self.alive and not self.held and now >= self._due:
             self._process.start()
             self.starts += 1
+
+    def _refused(self, reason: str) -> bool:
+        """A supervisor that finds no Redis says so and does not start."""
+        return self.kind == "supervisor" and reason == "exit code 2"
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the process alone. Safe: until `tend` has reaped it, its pid is nobody else's."""

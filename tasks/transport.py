@@ -7,10 +7,13 @@ comes when its connection has just broken ends the worker (kombu 5.7: AttributeE
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
+
+from tasks.generate import NAME
 
 
 class TicketChannel(Channel):
@@ -33,6 +36,14 @@ class TicketTransport(Transport):
     """Redis, with such channels."""
 
     Channel = TicketChannel
+
+    def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
+        """Something that was popped when nobody here takes it any more: a ticket goes back, for another worker."""
+        if raw_message["headers"].get("task") != NAME:
+            return
+        queue = raw_message["properties"]["delivery_info"]["routing_key"]
+        with suppress(*self.connection_errors):
+            next(channel for channel in self.channels if channel)._put(queue, raw_message)
 
 
 def install() -> None:

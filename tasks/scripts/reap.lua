@@ -36,11 +36,16 @@ end
 -- A worker renews every third of its lease, so an outage of two thirds may end a lease that nobody let go of. Reapers
 -- come by every second: less than 1.5 s is no outage, or a lone reaper would renew the leases of the dead for ever.
 local away = math.max(1500, math.min(3000, lease * 2 / 3))
-if t - tick > away or t < tick then -- Redis or everybody was away: nobody could renew or come back
-  for _, index in ipairs({{K.leases_, lease}, {K.apis_, 3 * lease}, {K.orphans_, grace}}) do
+if t - tick > away or t < tick then -- Redis or everybody was away: nobody could renew, so everyone gets a full term
+  for _, index in ipairs({{K.leases_, lease}, {K.apis_, 3 * lease}}) do
     for _, member in ipairs(redis.call('ZRANGE', index[1], 0, -1)) do
       redis.call('ZADD', index[1], int(t + index[2]), member)
     end
+  end
+  -- Nor could anybody come back for an orphan, so the time away does not count; a full term again and again would keep
+  -- it for ever. Without a last time (0) it is unknown.
+  for _, id in ipairs(tick > 0 and redis.call('ZRANGE', K.orphans_, 0, -1) or {}) do
+    redis.call('ZINCRBY', K.orphans_, int(t - tick), id)
   end
   return {0, 0, 0, 0, 0}
 end

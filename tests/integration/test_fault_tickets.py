@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tasks.app import create_app
+from tasks.connections import connect
 from tasks.generate import ticket_template
 from tasks.keys import key, queue_of
+from tasks.settings import Settings
 from tests.integration.worker_rig import WorkerRig, expected
 from tests.processes import wait_until
 
@@ -140,3 +144,14 @@ def test_a_broker_connection_that_breaks_again_and_again_ends_no_worker(pool: Wo
     assert worker.process.poll() is None, worker.log
     assert "Unrecoverable" not in worker.log
     assert not pool.redis.keys("unacked*")
+
+
+def test_a_ticket_that_came_when_nobody_takes_any_more_goes_back(redis_url: str) -> None:
+    """As in a drain, which stops to listen while a pop is under way."""
+    with create_app(Settings(redis_url=redis_url)).connection() as broker, connect(redis_url, "test") as client:
+        assert broker.default_channel
+        broker.transport._deliver(json.loads(ticket()), QUEUE)
+        broker.transport._deliver({"headers": {}, "properties": {}, "body": "an event"}, "celeryev.x")
+        assert client.llen(QUEUE) == 1
+        assert json.loads(client.lindex(QUEUE, 0)) == json.loads(ticket())
+        assert not client.keys("unacked*")

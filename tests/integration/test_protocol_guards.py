@@ -78,7 +78,8 @@ GUARDS = [
     Guard("a reaper leaves running ones to their worker", "reap", "if r and r.state == 'queued' then", "if r then", reap.test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker),
     # leases, poison
     Guard("an outage is noticed", "reap", "t - tick > away or t < tick", "t < tick", reap.test_race_10_after_an_outage_every_lease_gets_a_full_term),
-    Guard("an outage is no orphan's fault", "reap", ", {K.orphans_, grace}", "", reap.test_race_15_after_an_outage_every_orphan_gets_a_full_grace),
+    Guard("an outage is not an orphan's time", "reap", "redis.call('ZINCRBY', K.orphans_, int(t - tick), id)", "", reap.test_race_15_an_outage_does_not_count_as_an_orphans_time),
+    Guard("a first reap knows of no outage", "reap", "tick > 0 and redis.call('ZRANGE', K.orphans_, 0, -1) or {}", "redis.call('ZRANGE', K.orphans_, 0, -1)", reap.test_race_15_an_outage_does_not_count_as_an_orphans_time),
     Guard("a clock that went back is noticed", "reap", "t - tick > away or t < tick", "t - tick > away", reap.test_race_10_a_clock_that_went_back_counts_as_an_outage),
     Guard("a short lease ends in a short outage", "reap", "math.min(3000, lease * 2 / 3)", "3000", reap.test_race_10_an_outage_is_two_thirds_of_a_short_lease),
     Guard("a long lease does not hide an outage", "reap", "math.min(3000, lease * 2 / 3)", "lease * 2 / 3", reap.test_race_10_an_outage_is_two_thirds_of_a_short_lease),
