@@ -132,17 +132,25 @@ class House:
     async def jobs(self) -> dict[str, tuple[str, ...]]:
         """The running jobs, by the name of the member that runs them; the wing's are the wing's. Strangers' are left
         out: jobs of a process that is dead already."""
+        found: dict[str, tuple[str, ...]] = {}
+        for pid, jobs in (await self.jobs_by_pid()).items():
+            if home := self._home(pid):
+                found[home] = found.get(home, ()) + jobs
+        return found
+
+    async def jobs_by_pid(self) -> dict[int, tuple[str, ...]]:
+        """The running jobs, by the process that has their leases; it may be dead."""
         client: Any = self._store
         ids = await client.zrange(single("leases"), 0, -1)
         pipe = client.pipeline(transaction=False)
         for job in ids:
             pipe.hget(key("job", job), "worker")
         owners = await pipe.execute() if ids else []
-        homes = {card.name: self._home(card.pid) for card in await self.cards()}
-        found: dict[str, tuple[str, ...]] = {}
+        pids = {card.name: card.pid for card in await self.cards()}
+        found: dict[int, tuple[str, ...]] = {}
         for job, owner in zip(ids, owners, strict=True):
-            if home := homes.get(owner or ""):
-                found[home] = (*found.get(home, ()), job)
+            if owner in pids:
+                found[pids[owner]] = (*found.get(pids[owner], ()), job)
         return found
 
     def _home(self, pid: int) -> str:

@@ -119,6 +119,14 @@ class Scene:
         except (RedisError, OSError):
             return {}
 
+    async def also(self, jobs: Sequence[str], *pids: int | None) -> tuple[str, ...]:
+        """These, and those that the processes claimed between the look at their jobs and the blow."""
+        try:
+            late = await self.house.jobs_by_pid()
+        except (RedisError, OSError):
+            late = {}
+        return tuple(dict.fromkeys([*jobs, *(job for pid in pids for job in late.get(pid or 0, ()))]))
+
     async def running(self) -> tuple[str, ...]:
         """Every job that a living worker runs."""
         return tuple(job for jobs in (await self.all_jobs()).values() for job in jobs)

@@ -20,6 +20,7 @@ async def worker_kill(scene: Scene) -> Hit:
         pid, at = member.pid, time.monotonic()
         member.signal(signal.SIGKILL)
         await ended(member, pid, PATIENCE_S)
+        jobs = await scene.also(jobs, pid)
     return Hit(member.name, at, jobs)
 
 
@@ -29,6 +30,7 @@ async def worker_zombie(scene: Scene) -> Hit:
     with scene.grip(member):
         at = time.monotonic()
         member.signal(signal.SIGSTOP)
+        jobs = await scene.also(jobs, member.pid)
         await asyncio.sleep(scene.house.plan.lease_s * scene.rng.uniform(1.1, 2.2) + 0.3)
     return Hit(member.name, at, jobs)
 
@@ -104,12 +106,13 @@ async def workers_gone(scene: Scene) -> Hit:
         raise Missed("another fault is at one of them")
     jobs = await house.jobs()
     with scene.grip(*gone):
-        at = time.monotonic()
+        at, pids = time.monotonic(), [member.pid for member in gone]
         for member in gone:
             member.held = True
             member.signal(signal.SIGKILL)
+        hit = await scene.also([job for member in gone for job in jobs.get(member.name, ())], *pids)
         await asyncio.sleep(scene.rng.uniform(2.0, 6.0))
-    return Hit(f"all of {model}", at, tuple(job for member in gone for job in jobs.get(member.name, ())))
+    return Hit(f"all of {model}", at, hit)
 
 
 async def _failing_step(scene: Scene, order: str) -> Hit:
