@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos import drill
-from chaos.drill import Drill
+from chaos.drill import Bounds, Drill
 from chaos.house import Plan
 from chaos.report import Run, lines
 
@@ -34,6 +34,9 @@ def short(folder: Path, *, minutes: float, kinds: tuple[str, ...], breaks: tuple
         calm_s=4,
         late_s=4,
         mix=MIX,
+        bounds=Bounds(
+            crowd=90.0, jobs=60.0, settle=40.0, quiet=20.0
+        ),  # what hangs must be told before the test times out
     )
 
 
@@ -42,7 +45,7 @@ def text(run: Run) -> str:
     return "\n".join(lines(run))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_nothing_is_lost_in_a_short_storm(tmp_path: Path) -> None:
     run = await drill.run(short(tmp_path, minutes=0.6, kinds=KINDS))
     assert not run.tally.findings, text(run)
@@ -52,7 +55,7 @@ async def test_nothing_is_lost_in_a_short_storm(tmp_path: Path) -> None:
     assert run.tally.recoveries, text(run)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_a_planted_bug_turns_it_red(tmp_path: Path) -> None:
     """Answers that begin again after a drain: the short storm must see it."""
     run = await drill.run(short(tmp_path, minutes=0.3, kinds=("worker_drain",), breaks=("restore",)))
