@@ -46,7 +46,7 @@ class House:
         self.redis_url = f"redis://127.0.0.1:{self._port}/0"
         self._store = connect_aside(self.redis_url)
         self._serving: set[int] = set()  # the processes of workers that say that they are ready
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._members: Members | None = None
 
     async def __aenter__(self) -> House:
@@ -54,7 +54,7 @@ class House:
         self._watcher = Watcher()
         try:
             self._members = Furnisher(self.plan, self.folder, self._port, self._watcher, self.rng).make()
-            self._keeper = asyncio.create_task(self._keep())
+            self._keepers = [asyncio.create_task(self._tend()), asyncio.create_task(self._look())]
             if not await self.settle(START_S):
                 raise TimeoutError(f"not all members serve after {START_S:.0f} s: {self.unwell()}; see {self.folder}")
         except BaseException:
@@ -112,14 +112,14 @@ class House:
 
     async def keep(self) -> None:
         """Runs as long as the house keeps its members alive, which it does by itself. Raises what stopped it."""
-        if self._keeper is not None:
-            await asyncio.shield(self._keeper)
+        for stopped in (await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED))[0]:
+            stopped.result()
 
     async def settle(self, seconds: float) -> bool:
         """Wait until every member serves. False: the time was too short. Raises what stopped the house."""
-        await until(lambda: not self.unwell() or (self._keeper and self._keeper.done()), seconds)
-        if self._keeper is not None and self._keeper.done():
-            self._keeper.result()
+        await until(lambda: not self.unwell() or any(task.done() for task in self._keepers), seconds)
+        if any(task.done() for task in self._keepers):
+            await self.keep()
         return not self.unwell()
 
     async def cards(self) -> list[WorkerCard]:
@@ -164,11 +164,6 @@ class House:
         if self._members is None:
             raise RuntimeError("the house is not entered")
         return self._members
-
-    async def _keep(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._tend())
-            group.create_task(self._look())
 
     async def _tend(self) -> None:
         """Start what is due. The others wait for the first start of Redis, which `penstock up` insists on."""
@@ -215,8 +210,7 @@ class House:
             member.ready = answer.status_code == 200 and complete and member.pid == pid
 
     async def _leave(self) -> None:
-        if self._keeper is not None:
-            await end_tasks(self._keeper)
+        await end_tasks(*self._keepers)
         if self._members is not None:
             await _end([member for member in self.members() if member.kind != "redis"], END_S)
             await _end([member for member in self.members() if member.kind == "redis"], REDIS_END_S)

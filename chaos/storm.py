@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
+from api.closing import end as end_tasks
 from chaos.circumstances import LATE_S, RECOVERY_S
 from chaos.faults import FAULTS, Missed, Scene, Struck
 from chaos.house import House
@@ -51,18 +52,23 @@ class Storm:
 
     async def run(self, until: float) -> None:
         """Strike until that moment (`time.monotonic`), and heal."""
-        async with asyncio.TaskGroup() as group:
+        blows: list[asyncio.Task[None]] = []
+        try:  # no TaskGroup: it cancels once, and redis-py may lose that
             while time.monotonic() < until:
                 kind, tries = self._next()
                 still = kind in BOUNDED and self._rng.random() < STILL
                 if still:
                     await self._stillness()
-                blow = group.create_task(self._try(kind, tries))
+                blows = [blow for blow in blows if not blow.done() or blow.result()]
+                blows.append(asyncio.create_task(self._try(kind, tries)))
                 if still or self._rng.random() >= MIXED or len(self._under_way) > 1:
-                    await blow
+                    await blows[-1]
                 if still:
                     await asyncio.sleep(self._house.plan.lease_s + RECOVERY_S + LATE_S)
                 await asyncio.sleep(min(self._rng.uniform(*self._pause_s), max(0.0, until - time.monotonic())))
+            await asyncio.gather(*blows)
+        finally:
+            await end_tasks(*blows)
 
     async def _stillness(self) -> None:
         """Until every fault is healed, every member serves, and the jobs that were hit have had time to go on."""
