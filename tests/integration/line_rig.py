@@ -101,9 +101,13 @@ class Line:
     def __init__(self, rig: WorkerRig, url: str) -> None:
         self.rig = rig
         self.url = url
+        self._ready = False
 
     def chat(self, text: str, **fields: Any) -> Listener:
-        """A streamed chat."""
+        """A streamed chat. The first one waits for an API that knows of the worker: it hears of it within a second."""
+        if not self._ready:
+            wait_until(lambda: httpx.get(f"{self.url}/readyz", timeout=20).status_code == 200, "a ready line")
+            self._ready = True
         return Listener(self.url, "/v1/chat/completions", chat_body(text, stream=True, **fields))
 
     def submit(self, text: str, **fields: Any) -> str:
