@@ -70,8 +70,8 @@ def _answer(console: Console, stream: ChatStream) -> str:
     """Show an answer as it comes; what was shown of it."""
     parts: list[str] = []
     waiting = console.status("Waiting")
-    waiting.start()
     try:
+        waiting.start()
         for event in stream:
             match event:
                 case Text(text):
