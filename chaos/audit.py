@@ -46,6 +46,9 @@ def audit(account: Account, copy: Copy | None, lossy: bool = False) -> list[Find
 
     `lossy`: Redis may have lost what a client has; then its log may have gone another way since.
     """
+    strange = [place for place, entry in copy.log if not isinstance(entry, dict) or "k" not in entry] if copy else []
+    if strange:
+        return [Finding("wrong texts", account.job, f"{strange[0]} in the log is no entry at all")]
     return [Finding(column, account.job, text) for column, text in _findings(account, copy, lossy)]
 
 

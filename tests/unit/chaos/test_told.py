@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -169,3 +170,9 @@ def test_answers_are_read_with_their_log_probabilities() -> None:
     ]
     told = [told_of({"choices": [row | {"finish_reason": "stop"}], "usage": usage}).logprobs for row in rows]
     assert told == [((("a", -0.5),),), ((("a", -0.5),),), (None,)]
+
+
+def test_an_entry_that_is_none_is_a_finding() -> None:
+    strange: Any = 7
+    rows = [*log()[:3], ((5, 4), strange)]
+    assert [one.column for one in audit(account(), Copy(record(), rows))] == ["wrong texts"]
