@@ -194,7 +194,7 @@ def _needless(account: Account, losses: int, copy: Copy, sky: Sky) -> Iterator[t
 
 def _fruitless(copy: Copy) -> int:
     """Attempts that were over before they had made a token."""
-    kinds = [entry["k"] for _, entry in copy.log]
+    kinds = [entry["k"] for _, entry in copy.log if isinstance(entry, dict)]
     return sum(pair == ("started", "started") for pair in pairwise(kinds))
 
 
