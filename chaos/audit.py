@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from chaos.alone import Answered
 from chaos.compare import dense, same, same_logprobs
 from chaos.prompts import ENDLESS
-from chaos.record import Account, Place
+from chaos.record import TERMINAL, Account, Place
 from chaos.told import check_against_log, check_stream, check_told
 
 Column = Literal["lost", "duplicated", "gaps", "wrong texts", "wrong ends", "leaks", "errors", "troubles", "taken back"]
@@ -20,8 +20,6 @@ Column = Literal["lost", "duplicated", "gaps", "wrong texts", "wrong ends", "lea
 #: back: what a Redis that loses its last writes may lose, as the documents say. Only there it is no broken promise.
 COLUMNS: tuple[Column, ...] = get_args(Column)
 Row = tuple[Place, dict[str, Any]]
-#: As clients know them: the judge takes nothing from the store's own code.
-TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import httpx
 
 from chaos.prompts import Ask
-from chaos.record import Account, Look, Shape, told_of
+from chaos.record import TERMINAL, Account, Look, Shape, told_of
 from chaos.wire import Leave, Wire, never
 
 #: So long a client tries to be accepted, or goes on without one new event, before it gives up.
@@ -26,7 +26,6 @@ PATIENCE_S = 150.0
 REPEATED = 0.3
 #: Answers after which trying again is senseless.
 FINAL = {"job_not_found", "events_expired", "unknown_event_id", "invalid_event_id", "history_lost", "job_lost"}
-TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 class GaveUp(Exception):

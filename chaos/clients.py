@@ -7,8 +7,8 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from chaos.client import PATIENCE_S, TERMINAL, Client, GaveUp
-from chaos.record import Segment, Shape, told_of
+from chaos.client import PATIENCE_S, Client, GaveUp
+from chaos.record import TERMINAL, Segment, Shape, told_of
 from chaos.wire import Leave
 
 

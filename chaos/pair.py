@@ -25,16 +25,16 @@ bind 127.0.0.1
 dir "{folder}"
 sentinel monitor pool 127.0.0.1 {primary} 1
 sentinel down-after-milliseconds pool 500
-sentinel failover-timeout pool 3000
+sentinel failover-timeout pool {timeout_ms}
 """
 LOOK_S = 0.1
 
 
-def sentinel_command(folder: Path, port: int, primary: int) -> tuple[str, ...]:
-    """Sentinel keeps its state in its configuration file, so that one is written here."""
+def sentinel_command(folder: Path, port: int, primary: int, timeout_ms: int = 3000) -> tuple[str, ...]:
+    """Sentinel keeps its state in its configuration file, so that one is written here. `timeout_ms`: of a failover."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "sentinel.conf"
-    config.write_text(CONFIG.format(port=port, folder=folder, primary=primary))
+    config.write_text(CONFIG.format(port=port, folder=folder, primary=primary, timeout_ms=timeout_ms))
     return (find_server(), str(config), "--sentinel")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from redis.exceptions import RedisError
 
-from chaos.house import FAKE, until
+from chaos.house import FAKE, Member, until
 from chaos.scene import PATIENCE_S, Hit, Missed, Scene, ended
 
 #: How long a server that comes back may read its file.
@@ -44,10 +44,7 @@ async def redis_failover(scene: Scene) -> Hit:
     server = await scene.server()
     jobs = await scene.running()
     with scene.grip(server):
-        pid, at = server.pid, time.monotonic()
-        server.held, server.ready = True, False
-        server.signal(signal.SIGKILL)
-        await ended(server, pid, 5.0)
+        at = await _kill(server)
         chosen = await pair.fail_over(FAILOVER_S)
         server.held = False
         up = await until(lambda: house.redis.ready, LOAD_S)
@@ -109,14 +106,20 @@ async def kill_subscription(scene: Scene) -> Hit:
     return await _cut(scene, "penstock-relay")
 
 
+async def _kill(server: Member) -> float:
+    """SIGKILL, and it stays down; when that was."""
+    pid, at = server.pid, time.monotonic()
+    server.held, server.ready = True, False
+    server.signal(signal.SIGKILL)
+    await ended(server, pid, 5.0)
+    return at
+
+
 async def _restart(scene: Scene, seconds: float, power_cut: bool) -> Hit:
     server = await scene.server()
     jobs = await scene.running()
     with scene.grip(server):
-        pid, at = server.pid, time.monotonic()
-        server.held, server.ready = True, False
-        server.signal(signal.SIGKILL)
-        await ended(server, pid, 5.0)
+        at = await _kill(server)
         lost = scene.house.aof.cut() if power_cut else 0
         await asyncio.sleep(seconds)
         server.held = False

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from chaos.faults import ALWAYS, FAULTS
 from chaos.house import FAKE, House, Plan, until
+from chaos.record import TERMINAL
 from chaos.storm import Storm
 from tests.integration.worker_rig import expected
 
@@ -29,7 +30,6 @@ QUICK = {
 }
 ALL = os.environ.get("CHAOS") == "1"
 TEXT = "[tokens=120] [step_ms=15]"
-TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 class Load:

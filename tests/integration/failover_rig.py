@@ -16,18 +16,9 @@ from typing import Any
 import redis
 
 from chaos.front import Front
-from tasks.redis_server import find_server
+from chaos.pair import sentinel_command
 from tests.own_redis import OwnRedis, answers
 from tests.processes import free_port, wait_until
-
-CONFIG = """\
-port {port}
-bind 127.0.0.1
-dir "{folder}"
-sentinel monitor pool 127.0.0.1 {primary} 1
-sentinel down-after-milliseconds pool 500
-sentinel failover-timeout pool 60000
-"""
 
 
 class Pair:
@@ -89,9 +80,7 @@ class Pair:
 
 def _start_sentinel(folder: Path, primary: int) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port()
-    config = folder / "sentinel.conf"
-    config.write_text(CONFIG.format(port=port, folder=folder, primary=primary))
-    command = [find_server(), str(config), "--sentinel"]
+    command = sentinel_command(folder, port, primary, timeout_ms=60_000)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL), port
 
 
