@@ -22,6 +22,8 @@ from chaos.house import Plan
 
 #: Of a full run, how long each of these takes, in which Redis loses writes; with a table of its own.
 LOSSY_SHARE = 0.1
+#: Between their faults, so that answers are under way when Redis dies.
+LOSSY_PAUSE_S = (2.0, 5.0)
 LOSSY_KINDS = {"everysec": ("redis_kill", "redis_power"), "failover": ("redis_failover", "worker_kill")}
 
 
@@ -116,7 +118,8 @@ def _lossy(order: Drill, name: str, minutes: float) -> Drill:
     fsync = "everysec" if name == "everysec" else order.plan.appendfsync
     folder = order.plan.folder / name
     plan = replace(order.plan, appendfsync=fsync, replica=name == "failover", folder=folder, demos=0)
-    return replace(order, plan=plan, kinds=LOSSY_KINDS[name], minutes=minutes, poison_every_s=0.0)
+    pause_s = LOSSY_PAUSE_S
+    return replace(order, plan=plan, kinds=LOSSY_KINDS[name], minutes=minutes, pause_s=pause_s, poison_every_s=0.0)
 
 
 def _rehearse(order: Drill) -> int:

@@ -19,6 +19,7 @@ transport.install()
 def create_app(settings: Settings) -> Celery:
     """The app for the Redis of `settings`, with no queue of its own."""
     app = Celery("penstock", set_as_current=False)  # type: ignore[no-untyped-call]
+    app.amqp.Connection = transport.TicketConnection
     app.conf.update(
         broker_url=redis_url(settings),
         broker_transport_options={

@@ -1,8 +1,11 @@
-"""How tickets leave Redis: taken for good when they are popped.
+"""How tickets leave Redis: taken for good when they are popped, and asked for again soon after an outage.
 
 Kombu acknowledges what it takes, in keys of its own, and gives back what was not. A ticket only says "there is work", and
 reaping replaces lost ones, so all of that is left out. It would cost two more calls a ticket, and an acknowledgement that
 comes when its connection has just broken ends the worker (kombu 5.7: AttributeError in `Channel.basic_ack`).
+
+Kombu waits 2, 4, 6 and up to 30 seconds between its tries to connect, and Celery has no setting for it. All the while
+lanes would stay empty, though Redis was back within a second.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
 
@@ -44,6 +48,17 @@ class TicketTransport(Transport):
         queue = raw_message["properties"]["delivery_info"]["routing_key"]
         with suppress(*self.connection_errors):
             next(channel for channel in self.channels if channel)._put(queue, raw_message)
+
+
+class TicketConnection(Connection):
+    """Tries to connect once a second at least."""
+
+    def _ensure_connection(
+        self, errback: Any = None, max_retries: int | None = None,
+        interval_start: float = 2, interval_step: float = 2, interval_max: float = 30, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        often = min(interval_start, 0.2), min(interval_step, 0.2), min(interval_max, 1.0)
+        return super()._ensure_connection(errback, max_retries, *often, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def install() -> None:
