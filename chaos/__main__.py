@@ -118,8 +118,9 @@ def _lossy(order: Drill, name: str, minutes: float) -> Drill:
     fsync = "everysec" if name == "everysec" else order.plan.appendfsync
     folder = order.plan.folder / name
     plan = replace(order.plan, appendfsync=fsync, replica=name == "failover", folder=folder, demos=0)
-    pause_s = LOSSY_PAUSE_S
-    return replace(order, plan=plan, kinds=LOSSY_KINDS[name], minutes=minutes, pause_s=pause_s, poison_every_s=0.0)
+    bounds = replace(order.bounds, jobs=drill.LOSSY_JOBS_S)
+    kinds, pause_s = LOSSY_KINDS[name], LOSSY_PAUSE_S
+    return replace(order, plan=plan, kinds=kinds, minutes=minutes, pause_s=pause_s, poison_every_s=0.0, bounds=bounds)
 
 
 def _rehearse(order: Drill) -> int:

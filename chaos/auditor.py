@@ -69,7 +69,8 @@ class Auditor:
         findings, tokens = list(unexplained(account, sky)), 0
         if account.job:
             copy = await copy_of(self._store, account.job)
-            patient = not over and time.monotonic() < account.over + GRACE_S
+            # Where Redis may have lost its end, or the word that it was cancelled, it runs again, all of it.
+            patient = not over and (sky.lossy or time.monotonic() < account.over + GRACE_S)
             if copy is not None and copy.record["state"] in ("queued", "running") and patient:
                 return False
             findings += audit(account, copy, sky.lossy)

@@ -46,6 +46,9 @@ class Bounds:
     quiet: float = 60.0
 
 
+#: A job that Redis was made to forget the end of runs again, all 4000 tokens of the longest, behind all the others.
+LOSSY_JOBS_S = 240.0
+
 #: Kept long enough for the audit, and no longer: Redis reads all of it at every restart.
 KEEP_S = {"PENSTOCK_RETENTION_S": "300", "PENSTOCK_RETENTION_STREAM_S": "180"}
 

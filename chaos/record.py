@@ -20,7 +20,7 @@ START: Place = (0, 0)
 #: How a job can have ended, as clients know it: nothing in here or in the audit comes from the store's own code.
 TERMINAL = ("succeeded", "failed", "cancelled")
 #: Honest answers of a service whose Redis has lost its last writes.
-LOSS = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired"}
+LOSS = {"job_lost", "history_lost", "rewind", "job_not_found", "unknown_event_id", "events_expired", "job_not_finished"}
 UNANSWERED = ("cut", "silent", "store_unavailable", "server_shutdown")
 
 

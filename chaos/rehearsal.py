@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chaos.breaks import BREAKS
-from chaos.drill import Bounds, Drill
+from chaos.drill import LOSSY_JOBS_S, Bounds, Drill
 from chaos.house import Plan
 
 MINUTES = 1.2
@@ -76,6 +76,6 @@ def rehearsal(drill: Drill, name: str) -> Drill:
         late_s=8.0,
         clients=min(drill.clients, CLIENTS),
         mix=MIX,
-        bounds=BOUNDS,
+        bounds=replace(BOUNDS, jobs=LOSSY_JOBS_S) if lossy else BOUNDS,
         until_red=True,
     )
