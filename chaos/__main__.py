@@ -77,6 +77,8 @@ def _arguments() -> argparse.Namespace:
     for name in LOSSY_KINDS:
         if getattr(asked, name) is None:
             setattr(asked, name, share)
+    if asked.folder and asked.folder.exists() and any(asked.folder.iterdir()):
+        parser.error(f"--folder {asked.folder} is not empty: what an earlier run left in its Redis would be judged too")
     unknown = set(_split(asked.kinds)) - set(FAULTS) | {asked.broken} - set(BREAKS) - {"all", ""}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")

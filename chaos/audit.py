@@ -62,9 +62,9 @@ def _findings(account: Account, copy: Copy | None, lossy: bool) -> Iterator[tupl
         return
     if copy.record["state"] not in TERMINAL:
         yield "lost", f"it never ended: {copy.record['state']}"
-    for column, text in check_log(account, copy):
-        # What a cancelled answer held back for a stop text goes out with its end; other clients read to the end.
-        yield lost if account.outcome == "gave up" and column == "wrong texts" else column, text
+    # What a cancelled answer held back for a stop text goes out with its end.
+    unread = lost if account.outcome == "gave up" else "wrong texts"
+    yield from ((unread if column == "wrong texts" else column, text) for column, text in check_log(account, copy))
     if account.reads:
         yield from check_stream(account, (account.state if lossy else copy.record["state"]) == "succeeded")
         if not lossy:
