@@ -30,7 +30,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "tickets": ("ticket_lost",),
     "tick": ("redis_kill", "redis_pause"),
     "strikes": (),
-    "alone": ("worker_kill",),
+    "alone": ("step_hang",),  # what a hung worker claims dies without a token, which is one strike, and no guilt
     "cancel": (),
     "idem": (),
     "orphan": (),
