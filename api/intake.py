@@ -7,10 +7,11 @@ import secrets
 from typing import Any, Literal
 
 from api.admission import Admitted
+from api.constraints import grammar_of
 from api.schemas import ChatRequest, CompletionRequest, GenerationRequest, JobFields
 from tasks.errors import ErrorCode, Refused
 from tasks.jobs import JobSpec, Priority, new_id
-from tasks.sampling import Sampling
+from tasks.sampling import Grammar, Sampling
 from tasks.settings import Settings
 
 COMPLETION_MAX_TOKENS = 16
@@ -27,7 +28,8 @@ async def chat_spec(request: ChatRequest, admitted: Admitted, settings: Settings
     asked = request.max_completion_tokens or request.max_tokens
     _check_context(admitted, len(prompt), asked or 1, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    sampling = _sampling(request, admitted, asked or room, logprobs)
+    grammar = await grammar_of(request, admitted)
+    sampling = _sampling(request, admitted, asked or room, logprobs, grammar)
     return _spec("chat", (prompt,), request, sampling, admitted, settings, request_id)
 
 
@@ -39,7 +41,8 @@ async def completion_spec(
     asked = request.max_tokens or COMPLETION_MAX_TOKENS
     for prompt in prompts:
         _check_context(admitted, len(prompt), asked, "prompt")
-    sampling = _sampling(request, admitted, asked, request.logprobs)
+    grammar = await grammar_of(request, admitted)
+    sampling = _sampling(request, admitted, asked, request.logprobs, grammar)
     return _spec("completion", prompts, request, sampling, admitted, settings, request_id)
 
 
@@ -84,7 +87,9 @@ def _spec(
     )
 
 
-def _sampling(request: GenerationRequest, admitted: Admitted, max_tokens: int, logprobs: int | None) -> Sampling:
+def _sampling(
+    request: GenerationRequest, admitted: Admitted, max_tokens: int, logprobs: int | None, grammar: Grammar | None
+) -> Sampling:
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     asked = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
     values: dict[str, Any] = {**admitted.prompts.profile.sampling, **asked}
@@ -93,7 +98,7 @@ def _sampling(request: GenerationRequest, admitted: Admitted, max_tokens: int, l
     bias = {int(token): float(value) for token, value in (request.logit_bias or {}).items()}
     _check_tokens(list(bias), admitted, "logit_bias")
     seed = secrets.randbits(62) if request.seed is None else request.seed
-    return Sampling(max_tokens, seed, logit_bias=bias, stop=stop, logprobs=logprobs, **values)
+    return Sampling(max_tokens, seed, logit_bias=bias, stop=stop, logprobs=logprobs, grammar=grammar, **values)
 
 
 def _check_context(admitted: Admitted, prompt: int, answer: int, param: str) -> None:

@@ -59,6 +59,29 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = Field(None, description="not supported; false is accepted")
 
 
+class JsonSchema(Strict):
+    """A schema that the answer must fit. It is always enforced; what cannot be enforced is refused."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    body: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="true and false mean the same: enforced")
+
+
+class ResponseFormat(Strict):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            text = "response_format.json_schema belongs to type json_schema, and only to it"
+            raise Refused(text, param="response_format.json_schema")
+        return self
+
+
 class GenerationRequest(Strict):
     """What chat and plain completions have in common."""
 
@@ -75,6 +98,11 @@ class GenerationRequest(Strict):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     logit_bias: dict[str, float] | None = Field(None, max_length=1024, description="token id → -100 to 100")
+    response_format: ResponseFormat | None = Field(
+        None, description="text, any JSON object, or JSON that fits a schema"
+    )
+    regex: str | None = Field(None, min_length=1, description="extension: the whole answer matches it (Rust's syntax)")
+    grammar: str | None = Field(None, min_length=1, description="extension: the answer follows this Lark grammar")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)

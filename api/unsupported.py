@@ -17,7 +17,6 @@ UNSUPPORTED_CHAT: Final[dict[str, tuple[Any, ...]]] = {
     "prompt_cache_key": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "tool_choice": ("none", "auto"),

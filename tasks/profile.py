@@ -16,7 +16,8 @@ class ModelProfile:
     `tokenizer` is the JSON of a `tokenizers.Tokenizer`; `special_tokens` maps names like "bos_token" to their text, as
     chat templates expect; `chat_template` is None for a model that serves plain completions only. `max_model_len` is
     the context in tokens, `max_num_seqs` the largest number of choices that one job can have. `sampling` is what the
-    model's authors recommend for parameters of `tasks.sampling.Sampling` that a request leaves open.
+    model's authors recommend for parameters of `tasks.sampling.Sampling` that a request leaves open. `structured`: the
+    engine can bind an answer to a grammar.
     """
 
     tokenizer: str
@@ -27,6 +28,7 @@ class ModelProfile:
     add_special_tokens: bool = True
     max_num_seqs: int = 32
     sampling: dict[str, float] = field(default_factory=dict)
+    structured: bool = False
 
     @cached_property
     def digest(self) -> str:

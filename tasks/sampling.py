@@ -8,7 +8,18 @@ Neutral values switch a feature off; an engine must treat them as "not asked for
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like: a JSON schema (as JSON), a regular expression, or a grammar in Lark's notation.
+
+    `tasks.grammar` checks it and makes it ready for the engines.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +28,8 @@ class Sampling:
 
     `max_tokens` bounds the answer of one choice, in tokens, over all attempts of the job. `seed` is always set: a
     request without one gets one at submit, so that a resumed job draws the same tokens. `logprobs` is None when
-    none are wanted, else the number of alternatives to report (0: only the chosen token).
+    none are wanted, else the number of alternatives to report (0: only the chosen token). `grammar` is None for an
+    answer of any form.
     """
 
     max_tokens: int
@@ -32,6 +44,7 @@ class Sampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
@@ -41,4 +54,6 @@ class Sampling:
     def from_json(cls, data: dict[str, Any]) -> Sampling:
         """The inverse of `to_json`: JSON turned the keys of `logit_bias` into strings and tuples into lists."""
         bias = {int(token): float(value) for token, value in data.get("logit_bias", {}).items()}
-        return cls(**{**data, "logit_bias": bias, "stop": tuple(data.get("stop", ()))})
+        grammar = data.get("grammar")  # a record of an older version has none
+        made = {"logit_bias": bias, "stop": tuple(data.get("stop", ())), "grammar": grammar and Grammar(**grammar)}
+        return cls(**{**data, **made})

@@ -12,6 +12,8 @@ What callers can rely on:
   over all attempts (`Request.done` are the first ones). The concatenated `text` of all events, over all
   attempts, is the answer.
 - The event that carries `finish` is the sequence's last one, and it also carries the last token.
+- A request with a grammar gets an answer that follows it, up to where it was cut; an engine that cannot do that
+  refuses it, and says so in `profile.structured`.
 - For fixed prompt, sampling and weights in fp32, the answer does not depend on the neighbours in the batch,
   nor on where it was interrupted and resumed.
 """

@@ -8,7 +8,7 @@ callers rely on beyond that is here, so that engines cannot differ in it.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tokenizers import Tokenizer
 
@@ -16,6 +16,9 @@ from workers.engine.base import Event, InvalidRequest, Load, ModelProfile, Reque
 from workers.engine.recovery import Recovery
 from workers.engine.sequence import LiveSequence
 from workers.engine.validation import validate
+
+if TYPE_CHECKING:  # llguidance and numpy, which an engine without grammars does not need
+    from workers.engine.constraint import Constraint, Grammars
 
 
 class Made(NamedTuple):
@@ -60,13 +63,20 @@ class BatchingEngine:
     """An engine made of a backend; see `workers.engine.base.Engine` for the contract."""
 
     def __init__(
-        self, backend: Backend, profile: ModelProfile, tokenizer: Tokenizer, eos: Collection[int], max_num_seqs: int
+        self,
+        backend: Backend,
+        profile: ModelProfile,
+        tokenizer: Tokenizer,
+        eos: Collection[int],
+        max_num_seqs: int,
+        grammars: Grammars | None = None,
     ) -> None:
         self.profile = profile
         self.max_num_seqs = max_num_seqs
         self._backend = backend
         self._tokenizer = tokenizer
         self._eos = frozenset(eos)
+        self._grammars = grammars
         self._live: dict[str, LiveSequence] = {}
         self._parked: list[str] = []  # live, but not with the backend: new ones, and all but one while suspects run
         self._ready: list[Event] = []  # events of sequences that ended without a step
@@ -78,9 +88,9 @@ class BatchingEngine:
         if request.rid in self._live:
             raise InvalidRequest(f"a sequence with id {request.rid!r} is live already")
         validate(request, self.profile)
-        sequence = LiveSequence(request, self._tokenizer, self._eos)
+        sequence = LiveSequence(request, self._tokenizer, self._eos, self._constraint(request))
         if sequence.finish is not None:
-            self._ready.append(sequence.end(sequence.finish))
+            self._ready.append(sequence.end(sequence.finish, *sequence.fault()))
             return
         self._live[request.rid] = sequence
         self._parked.append(request.rid)
@@ -120,6 +130,15 @@ class BatchingEngine:
         self._parked.clear()
         self._ready.clear()
         self._backend.close()
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            text = f"this engine cannot bind an answer to a grammar ({grammar.kind})"
+            raise InvalidRequest(text, code="unsupported_parameter")
+        return self._grammars.constraint(grammar)
 
     def _forward(self) -> list[Event]:
         self._place()

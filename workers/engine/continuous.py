@@ -13,6 +13,7 @@ import time
 from tasks.sampling import Sampling
 from workers.engine.base import Request
 from workers.engine.batching import BatchingEngine
+from workers.engine.constraint import Grammars
 from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.registry import EngineSpec
@@ -36,9 +37,18 @@ def assemble(loaded: Loaded, budget: Budget) -> BatchingEngine:
     """An engine around a model in memory. Its context is no longer than its KV cache."""
     backend = PagedBackend(loaded.model, Sampler(Vocabulary(loaded.tokenizer)), budget)
     limit = min(loaded.profile.max_model_len, backend.capacity)
-    profile = dataclasses.replace(loaded.profile, max_model_len=limit)
+    grammars = _grammars(loaded)
+    profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
     warm_up(backend, loaded)
-    return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs)
+    return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
+
+
+def _grammars(loaded: Loaded) -> Grammars | None:
+    """None for a tokenizer that llguidance does not know: such a model is served without structured output."""
+    try:
+        return Grammars(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
+    except ValueError:
+        return None
 
 
 def warm_up(backend: PagedBackend, loaded: Loaded) -> float:

@@ -3,7 +3,7 @@
 For tests, for load tests of everything that is not the model, and for the docs. It imports `tokenizers` and
 nothing else beside the standard library. Up to `max_num_seqs` sequences run, the others wait in order; one
 step advances every running sequence by one token. What it answers follows from the last user message (of a
-plain prompt: from all of it):
+plain prompt: from all of it). A script follows no grammar, so requests with one are refused. Answers:
 
 - `Count from A to B.`     "A, A+1, ..., B"
 - `[tokens=200]`           200 words, one token each: in a fixed order at temperature 0, else drawn by (seed,

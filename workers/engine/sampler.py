@@ -3,10 +3,10 @@
 What each parameter means:
 - `repetition_penalty` divides positive and multiplies negative logits of every token that occurs in the
   prompt or the answer; presence and frequency penalties are subtracted for tokens of the answer only; then
-  `logit_bias` is added.
+  `logit_bias` is added. Then tokens that the row's grammar does not allow are out.
 - temperature 0 takes the best logit. Otherwise the logits are divided by it, and `top_k`, then `top_p` (of
   what `top_k` left), then `min_p` (relative to the best token) cut the tail of the distribution.
-- log probabilities are those of the model itself: before penalties, bias, temperature and cuts.
+- log probabilities are those of the model itself: before penalties, bias, grammar, temperature and cuts.
 
 Two promises. A row's token depends on that row alone, never on its neighbours: rows are grouped, but each is
 decided by its own values. And draws come from `draws.uniform`, so they depend on seed, choice and token index
@@ -17,6 +17,7 @@ rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class Sampler:
         reported = [at for at, row in enumerate(rows) if row.request.sampling.logprobs is not None]
         original = logits[reported] if reported else None
         _penalise(logits, rows)
+        _constrain(logits, rows)
         _check(logits)
         tokens = self._pick(logits, rows)
         logprobs: dict[int, TokenLogprob] = {}
@@ -199,6 +201,18 @@ def _penalise(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
     if added:
         where, shifts = _scatter(added, logits)
         logits.index_put_(where, shifts, accumulate=True)
+
+
+def _constrain(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
+    """Put the tokens out, in place, that a row's grammar does not allow."""
+    masks = {at: row.constraint.allowed for at, row in enumerate(rows) if row.constraint is not None}
+    if not masks:
+        return
+    words = torch.from_numpy(np.stack(list(masks.values()))).to(logits.device)
+    bits = (words.unsqueeze(-1) >> torch.arange(32, dtype=words.dtype, device=words.device)) & 1
+    out = (bits.flatten(1) == 0)[:, : logits.shape[-1]]
+    at = torch.tensor(list(masks), device=logits.device)
+    logits[at] = logits[at].masked_fill(out, -math.inf)
 
 
 def _scatter(entries: list[_Entries], logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
