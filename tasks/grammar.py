@@ -1,6 +1,6 @@
 """Grammars as llguidance takes them: one translation for the API, which checks it, and the engines, which obey it.
 
-Both sides use the same limits, so that one request's grammar can hold up a batch for a tenth of a second at worst.
+Both sides use the same limits, so that one request's grammar cannot hold up a batch for more than tenths of a second.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ FIELDS: Final = {"json_schema": "response_format", "regex": "regex", "lark": "gr
 
 #: llguidance's own defaults let `((a{1000}){1000}){1000}` compute for seconds before it is given up.
 LIMITS: Final = LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=20_000,
-    step_max_items=20_000,
+    initial_lexer_fuel=200_000,
+    step_lexer_fuel=100_000,
     max_lexer_states=50_000,
     verbose_errors=False,
 )
@@ -42,8 +41,9 @@ def source(grammar: Grammar) -> str:
 
 
 def complaint(grammar: Grammar) -> str | None:
-    """Why the grammar cannot be used, or None. What only a tokenizer can tell, such as a special token's name, the
-    engine finds out."""
+    """Why the grammar cannot be used, or None. The engine finds out the rest: the name of a special token that the model
+    does not have, and a form that exceeds the limits only while it is followed.
+    """
     try:
         text = LLMatcher.validate_grammar(source(grammar), limits=LIMITS)
     except ValueError as error:

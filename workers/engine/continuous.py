@@ -29,6 +29,8 @@ def build(spec: EngineSpec) -> BatchingEngine:
     engine = assemble(loaded, budget)
     if engine.profile.max_model_len < (spec.max_model_len or loaded.profile.max_model_len):
         spec.say(f"max_model_len is {engine.profile.max_model_len}: what the model and the KV cache allow")
+    if not engine.profile.structured:
+        spec.say("no structured output: llguidance does not know this kind of tokenizer")
     spec.say("ready")
     return engine
 
