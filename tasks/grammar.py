@@ -41,8 +41,8 @@ def source(grammar: Grammar) -> str:
 
 
 def complaint(grammar: Grammar) -> str | None:
-    """Why the grammar cannot be used, or None. The engine finds out the rest: the name of a special token that the model
-    does not have, and a form that exceeds the limits only while it is followed.
+    """Why the grammar cannot be used, or None. The engine finds out the rest: the name of a special token that the
+    model does not have, and a form that exceeds the limits only while it is followed.
     """
     try:
         text = LLMatcher.validate_grammar(source(grammar), limits=LIMITS)

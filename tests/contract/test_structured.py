@@ -1,4 +1,4 @@
-"""What `workers.engine.base` promises of answers with a grammar, on every engine that has grammars, and of the others."""
+"""What `workers.engine.base` promises of answers with a grammar, and that an engine without grammars says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured output over the whole line: the SDK, the API, Redis and workers with the demo model, one of them killed."""
+"""Structured output over the whole line: the SDK, the API, Redis and workers with the demo model, one killed."""
 
 from __future__ import annotations
 
