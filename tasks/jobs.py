@@ -10,7 +10,7 @@ import json
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -114,7 +114,8 @@ class JobSpec:
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        data = {each.name: getattr(self, each.name) for each in fields(self)}  # not asdict: it copies every token id
+        return json.dumps({**data, "sampling": self.sampling.to_json()}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> JobSpec:

@@ -7,7 +7,7 @@ Neutral values switch a feature off; an engine must treat them as "not asked for
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 
@@ -47,8 +47,15 @@ class Sampling:
     grammar: Grammar | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_json` reads it back."""
-        return asdict(self)
+        """A JSON-ready dict; `from_json` reads it back. Without a grammar there is no word of one: a worker of an older
+        version does not know it, and refuses what it does not know.
+        """
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.grammar is None:
+            del data["grammar"]
+        else:
+            data["grammar"] = asdict(self.grammar)
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Sampling:
