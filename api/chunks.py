@@ -8,8 +8,11 @@ follows the last frame of every stream.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from api.calls import Argued, Called, CallReader, Piece, Said, call_object
+from api.dialects import DIALECTS
 from api.errors import error_object
 from api.logprobs import CompletionLogprobs, chat_logprobs
 from api.render import failure, finish_reason, usage
@@ -91,6 +94,8 @@ class ChatChunks(_Chunks):
     def __init__(self, spec: JobSpec, created: int, resumed: bool = False) -> None:
         super().__init__(spec, created)
         self._begun = resumed
+        dialect = DIALECTS.get(spec.tool_format)
+        self._calls = [CallReader(dialect) for _ in range(spec.choices)] if dialect else []
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """Role, content, finish and usage chunks."""
@@ -100,10 +105,13 @@ class ChatChunks(_Chunks):
             case Delta():
                 return self._delta(at, entry)
             case ChoiceEnd():
-                return frame(self._chunk([self._finish(entry.choice, entry.finish)]), at)
+                held = self._rest(entry.choice)
+                return held + frame(self._chunk([self._finish(entry.choice, entry.finish)]), at)
             case End():
-                finish = None if entry.choice is None else self._finish(entry.choice, entry.finish)
-                return self._end(at, entry, finish)
+                if entry.choice is None:
+                    return self._end(at, entry, None)
+                held = self._rest(entry.choice)
+                return held + self._end(at, entry, self._finish(entry.choice, entry.finish))
 
     def _started(self, at: EntryId) -> bytes:
         """A later attempt begins in mid-sentence: the client must not notice."""
@@ -120,18 +128,72 @@ class ChatChunks(_Chunks):
         logprobs = None
         if self._spec.sampling.logprobs is not None and entry.logprobs:
             logprobs = chat_logprobs(entry.logprobs)
-        if not entry.text and logprobs is None:
+        if self._calls:
+            deltas = self._read(entry.choice, self._calls[entry.choice].push(entry.text))
+        else:
+            deltas = [{"content": entry.text}] if entry.text else []
+        if not deltas and logprobs is not None:
+            deltas = [{"content": ""}]
+        choices = [_choice(entry.choice, delta) for delta in deltas]
+        if choices:
+            choices[-1]["logprobs"] = logprobs
+        last = len(choices) - 1
+        return b"".join(frame(self._chunk([row]), at if i == last else None) for i, row in enumerate(choices))
+
+    def _read(self, choice: int, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        """What a piece of text said and called, as deltas."""
+        deltas: list[dict[str, Any]] = []
+        for piece in pieces:
+            match piece:
+                case Said():
+                    deltas.append({"content": piece.text})
+                case Called():
+                    call = {"index": piece.index, **call_object(self._spec.id, choice, piece)}
+                    deltas.append({"tool_calls": [call]})
+                case Argued():
+                    call = {"index": piece.index, "function": {"arguments": piece.text}}
+                    deltas.append({"tool_calls": [call]})
+        return deltas
+
+    def _rest(self, choice: int) -> bytes:
+        """What was held back because it might have become a call. It has the id of nothing: the end follows at once."""
+        if not self._calls:
             return b""
-        return frame(self._chunk([_choice(entry.choice, {"content": entry.text}, logprobs)]), at)
+        deltas = self._read(choice, self._calls[choice].finish())
+        return b"".join(frame(self._chunk([_choice(choice, delta)])) for delta in deltas)
 
     def _finish(self, choice: int, finish: str | None) -> dict[str, Any]:
-        return _choice(choice, {}, None, finish_reason(finish))
+        reason = finish_reason(finish)
+        if reason == "stop" and self._calls and self._calls[choice].count:
+            reason = "tool_calls"
+        return _choice(choice, {}, None, reason)
 
 
 def _choice(
     index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+class Resumed:
+    """A renderer that has to read the whole answer, for a client that has its beginning."""
+
+    def __init__(self, frames: Frames, after: EntryId) -> None:
+        self._frames = frames
+        self._after = after
+
+    def frames(self, at: EntryId, entry: Entry) -> bytes:
+        """Nothing for entries that the client has."""
+        frames = self._frames.frames(at, entry)
+        return frames if at > self._after else b""
+
+    def error(self, error: PenstockError) -> bytes:
+        """As the renderer inside."""
+        return self._frames.error(error)
+
+    def close(self) -> bytes:
+        """As the renderer inside."""
+        return self._frames.close()
 
 
 class CompletionChunks(_Chunks):

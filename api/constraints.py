@@ -19,9 +19,9 @@ MAX_CHARS: Final = 65_536
 _ANY_OBJECT: Final = {"type": "object"}
 
 
-async def grammar_of(request: GenerationRequest, admitted: Admitted) -> Grammar | None:
-    """The grammar that the answer must follow, if any. Raises `Refused`."""
-    asked = _asked(request)
+async def grammar_of(request: GenerationRequest, admitted: Admitted, calls: Grammar | None = None) -> Grammar | None:
+    """The grammar that the answer must follow, if any; `calls` is that of required tool calls. Raises `Refused`."""
+    asked = _asked(request) | ({} if calls is None else {"tool_choice": calls})
     if not asked:
         return None
     (param, grammar), *more = asked.items()

@@ -169,6 +169,8 @@ def from_validation(errors: Sequence[Any]) -> PenstockError:
 
 #: Parts of pydantic's location that are no part of the client's JSON: where the value came from, which type was tried.
 _NOT_A_FIELD = {"body", "query", "path", "header", "chat", "completion", "str", "[key]", "TextPart", "constrained-str"}
+_NOT_A_FIELD |= {"NamedTool"}
+_NO_FIELDS = ("list[", "literal[", "function-", "tagged-", "constrained-")
 
 
 def _telling(errors: Sequence[Any]) -> Any:
@@ -185,7 +187,7 @@ def _path(where: Sequence[Any]) -> str | None:
     for part in where:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part not in _NOT_A_FIELD and not part.startswith(("list[", "function-", "tagged-", "constrained-")):
+        elif part not in _NOT_A_FIELD and not part.startswith(_NO_FIELDS):
             text += f".{part}" if text else part
     return text or None
 

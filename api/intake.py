@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import replace
 from typing import Any, Literal
 
 from api.admission import Admitted
 from api.constraints import grammar_of
 from api.schemas import ChatRequest, CompletionRequest, GenerationRequest, JobFields
+from api.tools import use_of_tools
 from tasks.errors import ErrorCode, Refused
 from tasks.jobs import JobSpec, Priority, new_id
 from tasks.sampling import Grammar, Sampling
@@ -19,18 +21,17 @@ COMPLETION_MAX_TOKENS = 16
 
 async def chat_spec(request: ChatRequest, admitted: Admitted, settings: Settings, request_id: str) -> JobSpec:
     """The job of a chat request. Raises `Refused`."""
-    messages = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-        for message in request.messages
-    ]
-    prompt = await admitted.prompts.chat(request.model, messages)
+    use = use_of_tools(request, admitted)
+    messages = [message.for_template() for message in request.messages]
+    prompt = await admitted.prompts.chat(request.model, messages, use.tools)
     room = admitted.prompts.profile.max_model_len - len(prompt)
     asked = request.max_completion_tokens or request.max_tokens
     _check_context(admitted, len(prompt), asked or 1, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    grammar = await grammar_of(request, admitted)
+    grammar = await grammar_of(request, admitted, use.grammar)
     sampling = _sampling(request, admitted, asked or room, logprobs, grammar)
-    return _spec("chat", (prompt,), request, sampling, admitted, settings, request_id)
+    spec = _spec("chat", (prompt,), request, sampling, admitted, settings, request_id)
+    return replace(spec, tool_format=use.format)
 
 
 async def completion_spec(
@@ -97,6 +98,12 @@ def _sampling(
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     bias = {int(token): float(value) for token, value in (request.logit_bias or {}).items()}
     _check_tokens(list(bias), admitted, "logit_bias")
+    ends = tuple(request.stop_token_ids or ())
+    _check_tokens(list(ends), admitted, "stop_token_ids")
+    if (request.min_tokens or 0) > max_tokens:
+        text = f"min_tokens is {request.min_tokens}, and the answer has {max_tokens} at most"
+        raise Refused(text, param="min_tokens")
+    values |= {"min_tokens": request.min_tokens or 0, "ignore_eos": bool(request.ignore_eos), "stop_token_ids": ends}
     seed = secrets.randbits(62) if request.seed is None else request.seed
     return Sampling(max_tokens, seed, logit_bias=bias, stop=stop, logprobs=logprobs, grammar=grammar, **values)
 

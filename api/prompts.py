@@ -20,7 +20,7 @@ from tasks.profile import ModelProfile
 #: Texts longer than this are tokenised in a thread, so that they do not hold up everybody's streams.
 THREAD_CHARS = 8_000
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @cache
@@ -43,14 +43,14 @@ class Prompts:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    async def chat(self, model: str, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def chat(self, model: str, messages: Sequence[Message], tools: Sequence[Message] = ()) -> tuple[int, ...]:
         """The prompt of a conversation. Raises `Refused` if the model has no chat template, or the template objects."""
         if self.profile.chat_template is None:
             text = f"the model {model} has no chat template: use /v1/completions"
             raise Refused(text, param="model", code=ErrorCode.NO_CHAT_TEMPLATE)
         if sum(len(message["content"]) for message in messages) > THREAD_CHARS:
-            return await asyncio.to_thread(self._chat, messages)
-        return self._chat(messages)
+            return await asyncio.to_thread(self._chat, messages, tools)
+        return self._chat(messages, tools)
 
     async def text(self, text: str) -> tuple[int, ...]:
         """The prompt of a plain completion."""
@@ -58,11 +58,12 @@ class Prompts:
             return await asyncio.to_thread(self._encode, text, self.profile.add_special_tokens)
         return self._encode(text, self.profile.add_special_tokens)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, up to where the answer begins."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> str:
+        """The text of a conversation, up to where the answer begins. `tools` are told to the model, if there are any."""
         try:
             rendered, _ = template_renderer()(
                 [list(messages)],
+                tools=list(tools) or None,
                 chat_template=self.profile.chat_template,
                 add_generation_prompt=True,
                 **self.profile.special_tokens,
@@ -74,8 +75,8 @@ class Prompts:
             raise Refused(text, param="messages") from None
         return rendered[0]
 
-    def _chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return self._encode(self.render(messages), False)
+    def _chat(self, messages: Sequence[Message], tools: Sequence[Message]) -> tuple[int, ...]:
+        return self._encode(self.render(messages, tools), False)
 
     def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)

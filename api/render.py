@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.calls import read_calls
+from api.dialects import DIALECTS
 from api.errors import code_of, error_object
 from api.logprobs import CompletionLogprobs, chat_logprobs
 from tasks.errors import PenstockError
@@ -104,11 +106,18 @@ def answer_object(spec: JobSpec, created: int, answer: Answer) -> dict[str, Any]
 
 
 def _chat_choice(spec: JobSpec, index: int, choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    finish = finish_reason(choice.finish)
+    if spec.tool_format:
+        said, calls = read_calls(DIALECTS[spec.tool_format], spec.id, index, choice.text)
+        if calls:
+            message |= {"content": said or None, "tool_calls": calls}
+            finish = "tool_calls" if finish == "stop" else finish
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message,
         "logprobs": None if spec.sampling.logprobs is None else chat_logprobs(choice.logprobs),
-        "finish_reason": finish_reason(choice.finish),
+        "finish_reason": finish,
     }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from api.messages import ChatMessage, NamedTool, Strict, Tool
 from api.unsupported import (
     UNSUPPORTED_CHAT,
     UNSUPPORTED_COMPLETION,
@@ -18,38 +19,12 @@ from api.unsupported import (
     UNSUPPORTED_MESSAGE,
     check_text,
     drop_neutral,
-    refuse_tools,
 )
 from tasks.errors import Refused
 from tasks.jobs import Priority
 
 _INT64 = 2**63
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
-
-
-class Strict(BaseModel):
-    """No coercion, no unknown field, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TextPart(Strict):
-    """A part of a message; only text is supported."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Strict):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    @property
-    def text(self) -> str:
-        """The content as one text; parts are joined by a line break, as vLLM does."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
 class StreamOptions(Strict):
@@ -93,6 +68,9 @@ class GenerationRequest(Strict):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     stop: str | list[str] | None = Field(None, description="at most 16 texts that end the answer")
+    stop_token_ids: list[int] | None = Field(None, max_length=64, description="extension: tokens that end the answer")
+    min_tokens: int | None = Field(None, ge=0, description="extension: no token ends the answer before so many")
+    ignore_eos: bool | None = Field(None, description="extension: the model's own end tokens do not end the answer")
     n: int | None = Field(None, ge=1, le=1024, description="answers per prompt")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -156,6 +134,11 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128, description="functions that the model may call")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="auto (default), none, required: at least one call, or the one function to call"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call, where calls are required")
 
     @model_validator(mode="before")
     @classmethod
@@ -163,11 +146,8 @@ class ChatRequest(GenerationRequest):
         data = drop_neutral(data, UNSUPPORTED_CHAT)
         if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
             return data
-        rows = data["messages"]
-        refuse_tools(rows)
-        return data | {
-            "messages": [drop_neutral(row, UNSUPPORTED_MESSAGE, f"messages[{i}].") for i, row in enumerate(rows)]
-        }
+        rows = [drop_neutral(row, UNSUPPORTED_MESSAGE, f"messages[{i}].") for i, row in enumerate(data["messages"])]
+        return data | {"messages": rows}
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
@@ -176,6 +156,13 @@ class ChatRequest(GenerationRequest):
             raise Refused("max_tokens and max_completion_tokens differ", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise Refused("top_logprobs needs logprobs: true", param="top_logprobs")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise Refused("two tools have the same name", param="tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise Refused(f"there is no tool {self.tool_choice.function.name!r}", param="tool_choice")
+        if self.tool_choice == "required" and not names:
+            raise Refused("tool_choice: required needs tools", param="tool_choice")
         return self
 
 

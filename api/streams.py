@@ -16,7 +16,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from api.admission import Admitted, queue_full
-from api.chunks import ChatChunks, CompletionChunks, Frames
+from api.chunks import ChatChunks, CompletionChunks, Frames, Resumed
 from api.closing import end
 from api.deps import Parts
 from api.errors import response_of
@@ -75,14 +75,18 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
     return Watched(spec, submitted.created_ms // 1000, reader, grace_s)
 
 
-async def watch(parts: Parts, job_id: str, position: Position) -> Watched:
-    """Read a job that exists. Raises `UnknownJob`, or `PenstockError` for a position that was never given out."""
+async def watch(parts: Parts, job_id: str, position: Position, chunks: bool = False) -> Watched:
+    """Read a job that exists. Raises `UnknownJob`, or `PenstockError` for a position that was never given out.
+
+    `chunks`: for `chunks_of`, which reads calls of tools out of the whole answer, and leaves out what the client has.
+    """
     found = await parts.store.get(job_id)
     if found is None:
         raise UnknownJob(f"there is no job {job_id}: never given out, or not kept any more")
     job, place = found
     await parts.relay.subscribed()
-    reader = parts.relay.open(job_id, job.spec.model, position.after)
+    after = START if chunks and job.spec.tool_format else position.after
+    reader = parts.relay.open(job_id, job.spec.model, after)
     complete = False
     try:
         attached = await reader.attach()
@@ -137,10 +141,12 @@ class _Counted:
         return self._frames.close()
 
 
-def chunks_of(watched: Watched, resumed: bool = False) -> Frames:
-    """The renderer of a job's own shape."""
+def chunks_of(watched: Watched, after: EntryId = START) -> Frames:
+    """The renderer of a job's own shape, for a client that has everything up to `after`."""
+    if watched.spec.tool_format:
+        return Resumed(ChatChunks(watched.spec, watched.created), after)
     if watched.spec.kind == "chat":
-        return ChatChunks(watched.spec, watched.created, resumed)
+        return ChatChunks(watched.spec, watched.created, resumed=after != START)
     return CompletionChunks(watched.spec, watched.created)
 
 

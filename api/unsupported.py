@@ -1,4 +1,4 @@
-"""What requests may not hold: unsupported fields that ask for something, tools, and text that is none."""
+"""What requests may not hold: unsupported fields that ask for something, and text that is none."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ UNSUPPORTED_CHAT: Final[dict[str, tuple[Any, ...]]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -32,8 +29,6 @@ UNSUPPORTED_MESSAGE: Final[dict[str, tuple[Any, ...]]] = {
     "name": (),
     "reasoning_content": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 UNSUPPORTED_JOB: Final[dict[str, tuple[Any, ...]]] = {"webhook": ()}
 
@@ -73,11 +68,3 @@ def check_text(data: Any, at: str = "", depth: int = 0) -> None:
     elif isinstance(data, list):
         for i, value in enumerate(data):
             check_text(value, f"{at}[{i}]", depth + 1)
-
-
-def refuse_tools(rows: list[Any]) -> None:
-    """A result of a tool answers a call that no model here can have made."""
-    for i, row in enumerate(rows):
-        if isinstance(row, dict) and row.get("role") in ("tool", "function"):
-            text = f"messages[{i}].role: tools are not supported, so a {row['role']} message has no place"
-            raise Refused(text, param=f"messages[{i}].role", code=ErrorCode.UNSUPPORTED_PARAMETER)

@@ -83,7 +83,8 @@ class JobSpec:
 
     `kind` is the shape of the answer (chat or completion), `prompts` the token ids of each prompt; every prompt has `n`
     choices, choice c answers prompt c // n. `store`: the job outlives its clients. `retention_s` runs from its end.
-    `deadline_ms` is on Redis' clock, relative to submit; None: no deadline.
+    `deadline_ms` is on Redis' clock, relative to submit; None: no deadline. `tool_format`: how calls of tools stand in
+    the answer, a name of `api.dialects`; empty: none are looked for.
     """
 
     id: str
@@ -101,6 +102,7 @@ class JobSpec:
     tenant: str = "default"
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    tool_format: str = ""
 
     @property
     def choices(self) -> int:
@@ -113,8 +115,12 @@ class JobSpec:
         return sum(len(prompt) for prompt in self.prompts)
 
     def to_json(self) -> str:
-        """One JSON object; `from_json` reads it back."""
+        """One JSON object; `from_json` reads it back. Workers of an older version read it too, so what is new and not
+        asked for is left out.
+        """
         data = {each.name: getattr(self, each.name) for each in fields(self)}  # not asdict: it copies every token id
+        if not self.tool_format:
+            del data["tool_format"]
         return json.dumps({**data, "sampling": self.sampling.to_json()}, separators=(",", ":"))
 
     @classmethod

@@ -29,7 +29,8 @@ class Sampling:
     `max_tokens` bounds the answer of one choice, in tokens, over all attempts of the job. `seed` is always set: a
     request without one gets one at submit, so that a resumed job draws the same tokens. `logprobs` is None when
     none are wanted, else the number of alternatives to report (0: only the chosen token). `grammar` is None for an
-    answer of any form.
+    answer of any form. `stop_token_ids` end the answer as the model's own end tokens do, which `ignore_eos` makes
+    tokens like all others; neither kind is chosen before `min_tokens`.
     """
 
     max_tokens: int
@@ -45,22 +46,30 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_json` reads it back. Without a grammar there is no word of one: a worker of an older
-        version does not know it, and refuses what it does not know.
+        """A JSON-ready dict; `from_json` reads it back. It has only what is asked for: a worker of an older version
+        refuses what it does not know.
         """
         data = {each.name: getattr(self, each.name) for each in fields(self)}
-        if self.grammar is None:
-            del data["grammar"]
-        else:
-            data["grammar"] = asdict(self.grammar)
-        return data
+        data = {name: value for name, value in data.items() if value != _NEUTRAL.get(name)}
+        return data | ({"grammar": asdict(self.grammar)} if self.grammar else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Sampling:
         """The inverse of `to_json`: JSON turned the keys of `logit_bias` into strings and tuples into lists."""
         bias = {int(token): float(value) for token, value in data.get("logit_bias", {}).items()}
-        grammar = data.get("grammar")  # a record of an older version has none
-        made = {"logit_bias": bias, "stop": tuple(data.get("stop", ())), "grammar": grammar and Grammar(**grammar)}
+        grammar = data.get("grammar")
+        made = {"logit_bias": bias, "grammar": grammar and Grammar(**grammar)}
+        made |= {name: tuple(data.get(name, ())) for name in ("stop", "stop_token_ids")}
         return cls(**{**data, **made})
+
+
+_NEUTRAL = {
+    each.name: getattr(Sampling(1, 0), each.name)
+    for each in fields(Sampling)
+    if each.name not in ("max_tokens", "seed")
+}

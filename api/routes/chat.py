@@ -15,7 +15,6 @@ from api.positions import position_of
 from api.render import answer_object, failure, fold
 from api.schemas import ChatRequest
 from tasks.errors import ErrorCode, PenstockError, UnknownJob
-from tasks.events import START
 from tasks.jobs import JobState, is_id
 
 router = APIRouter(tags=["chat"])
@@ -51,8 +50,8 @@ async def retrieve(
         raise UnknownJob(f"there is no chat completion {job_id[:64]!r}: never given out, or not kept any more")
     job = found[0]
     if stream:
-        watched = await streams.watch(parts, job_id, position)
-        return streams.stream(parts, watched, streams.chunks_of(watched, resumed=position.after != START))
+        watched = await streams.watch(parts, job_id, position, chunks=True)
+        return streams.stream(parts, watched, streams.chunks_of(watched, position.after))
     if not job.state.terminal:
         text = f"{job_id} is {job.state}: take up its stream with ?stream=true, or ask /v1/jobs/{job_id}"
         raise PenstockError(text, code=ErrorCode.JOB_NOT_FINISHED)

@@ -16,6 +16,8 @@ from tests.processes import wait_until
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 MARK = object()
+CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL: Any = {"type": "function", "function": {"name": "f"}}
 
 #: (fields on top of a good chat request, the field named, the code)
 CHATS: list[tuple[dict[str, Any], str | None, str]] = [
@@ -28,7 +30,20 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": ["hi"]}, "messages[0]", "invalid_request"),
     ({"messages": MARK}, "messages", "invalid_request"),
     ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "invalid_request"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_request"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "a"}]}, "messages[0].tool_call_id", ""),
+    ({"messages": [{"role": "function", "content": "x", "name": "f"}]}, "messages[0].name", "unsupported_parameter"),
+    ({"messages": [*HI, {"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[1].tool_calls", ""),
+    (
+        {
+            "messages": [
+                *HI,
+                {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "["}}]},
+            ]
+        },
+        "messages[1].tool_calls[0].function.arguments",
+        "invalid_request",
+    ),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_request"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_request"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", ""),
@@ -48,6 +63,12 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"top_k": -2}, "top_k", "invalid_request"),
     ({"min_p": 1.1}, "min_p", "invalid_request"),
     ({"seed": 2**63}, "seed", "invalid_request"),
+    ({"min_tokens": -1}, "min_tokens", "invalid_request"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "invalid_request"),
+    ({"ignore_eos": 1}, "ignore_eos", "invalid_request"),
+    ({"stop_token_ids": 1}, "stop_token_ids", "invalid_request"),
+    ({"stop_token_ids": ["a"]}, "stop_token_ids[0]", "invalid_request"),
+    ({"stop_token_ids": [10**6]}, "stop_token_ids", "invalid_request"),
     ({"n": 0}, "n", "invalid_request"),
     ({"n": 9}, "n", "invalid_request"),
     ({"n": 10**30}, "n", "invalid_request"),
@@ -69,7 +90,14 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"metadata": {"a": 1}}, "metadata.a", "invalid_request"),
     ({"user": 1}, "user", "invalid_request"),
     ({"store": "no"}, "store", "invalid_request"),
-    ({"tools": [{}]}, "tools", "unsupported_parameter"),
+    ({"tools": [{}]}, "tools[0].type", "invalid_request"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_request"),
+    ({"tools": [TOOL, TOOL]}, "tools", "invalid_request"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", ""),
+    ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_request"),
+    ({"tool_choice": "perhaps"}, "tool_choice", "invalid_request"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice", "invalid_request"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_request"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_request"),

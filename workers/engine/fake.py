@@ -54,8 +54,9 @@ class _Line:
         return len(self.sequence.tokens)
 
     def next_token(self) -> int:
-        """The scripted token; past the end, where a foreign `done` can lead, the answer ends."""
-        return self.answer[self.index] if self.index < len(self.answer) else fake_model.END_TOKEN
+        """The scripted token; past the end, where a foreign `done` can lead, the answer ends, as soon as it may."""
+        token = self.answer[self.index] if self.index < len(self.answer) else fake_model.END_TOKEN
+        return fake_model.FILLER_TOKEN if token in self.sequence.forbidden else token
 
 
 class ScriptedBackend:

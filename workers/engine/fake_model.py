@@ -19,8 +19,10 @@ from workers.engine.draws import uniform
 
 USER, ASSISTANT, SYSTEM, END = SPECIALS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if tools %}<|system|>Call tools within <tool_call></tool_call>: {{ tools | tojson }}<|end|>{% endif %}"
+    "{% for message in messages %}<|{{ 'user' if message.role == 'tool' else message.role }}|>{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _TALE = (
     "water falls through the gate and turns a wheel below while rain fills lakes above "
@@ -67,7 +69,7 @@ def token_id(piece: str) -> int:
     return build_tokenizer().get_vocab(with_added_tokens=True)[piece]
 
 
-END_TOKEN = token_id(END)
+END_TOKEN, FILLER_TOKEN = token_id(END), token_id("Ġwater")
 
 
 def last_user_message(prompt: list[int]) -> str:

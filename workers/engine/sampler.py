@@ -3,7 +3,8 @@
 What each parameter means:
 - `repetition_penalty` divides positive and multiplies negative logits of every token that occurs in the
   prompt or the answer; presence and frequency penalties are subtracted for tokens of the answer only; then
-  `logit_bias` is added. Then tokens that the row's grammar does not allow are out.
+  `logit_bias` is added. Then tokens that the row's grammar does not allow are out, and before `min_tokens` those that
+  would end the answer.
 - temperature 0 takes the best logit. Otherwise the logits are divided by it, and `top_k`, then `top_p` (of
   what `top_k` left), then `min_p` (relative to the best token) cut the tail of the distribution.
 - log probabilities are those of the model itself: before penalties, bias, grammar, temperature and cuts.
@@ -204,15 +205,18 @@ def _penalise(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
 
 
 def _constrain(logits: Tensor, rows: Sequence[LiveSequence]) -> None:
-    """Put the tokens out, in place, that a row's grammar does not allow."""
+    """Put the tokens out, in place, that would end a row too early, or that its grammar does not allow."""
+    for at, row in enumerate(rows):
+        if row.request.sampling.min_tokens and row.forbidden:
+            logits[at, list(row.forbidden)] = -math.inf
     masks = {at: row.constraint.allowed for at, row in enumerate(rows) if row.constraint is not None}
     if not masks:
         return
     words = torch.from_numpy(np.stack(list(masks.values()))).to(logits.device)
     bits = (words.unsqueeze(-1) >> torch.arange(32, dtype=words.dtype, device=words.device)) & 1
     out = (bits.flatten(1) == 0)[:, : logits.shape[-1]]
-    at = torch.tensor(list(masks), device=logits.device)
-    logits[at] = logits[at].masked_fill(out, -math.inf)
+    bound = torch.tensor(list(masks), device=logits.device)
+    logits[bound] = logits[bound].masked_fill(out, -math.inf)
 
 
 def _scatter(entries: list[_Entries], logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:

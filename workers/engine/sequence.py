@@ -50,7 +50,8 @@ class LiveSequence:
         self.constraint = constraint
         self.tokens: list[int] = []
         self.finish: Finish | None = None
-        self._eos = eos
+        own = () if request.sampling.ignore_eos else eos
+        self._ends = frozenset((*own, *request.sampling.stop_token_ids))
         self._text = AnswerText(tokenizer, request.sampling.stop, request.emitted)
         self._unsent = ""
         self._answer, self._whole = Tally(), Tally()
@@ -65,6 +66,11 @@ class LiveSequence:
     @property
     def rid(self) -> str:
         return self.request.rid
+
+    @property
+    def forbidden(self) -> Collection[int]:
+        """Tokens that may not come next: those that end the answer, while it is too short."""
+        return self._ends if len(self.tokens) < self.request.sampling.min_tokens else ()
 
     def tallies(self) -> tuple[Tally, Tally]:
         """The tokens of the answer so far, and those of the prompt and the answer. Costs the tokens since the last call."""
@@ -99,7 +105,7 @@ class LiveSequence:
 
     def _add(self, token: int) -> str:
         self.tokens.append(token)
-        ends = token in self._eos
+        ends = token in self._ends
         text = "" if ends else self._text.push(token)  # an end token has no text
         if self.constraint is not None and not ends:
             self.constraint.take(token)

@@ -46,12 +46,14 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         ("frequency_penalty", sampling.frequency_penalty, -100.0, 100.0),
         ("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0),
         ("logprobs", sampling.logprobs or 0, 0, MAX_LOGPROBS),
+        ("min_tokens", sampling.min_tokens, 0, sampling.max_tokens),
         *(("logit_bias", bias, -1000.0, 1000.0) for bias in sampling.logit_bias.values()),
     ]
     for name, value, low, high in ranges:
         if not low <= value <= high:  # NaN compares false, so it is refused here too
             raise InvalidRequest(f"{name} must be from {low:g} to {high:g}, not {value}")
     _check_ids("logit_bias", list(sampling.logit_bias), vocab_size)
+    _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     if not all(sampling.stop):
         raise InvalidRequest("a stop string is empty")
 
