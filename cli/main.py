@@ -154,5 +154,38 @@ def workers(url: Url = "") -> None:
         run(out, client)
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of the line by themselves.")
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Keeps `engine` a command of its own while it is the only one."""
+
+
+@bench.command(
+    "engine", epilog="Example:  penstock bench engine models/demo --streams 1 --streams 8 --streams 64 --prompt 128"
+)
+def bench_engine(
+    path: Annotated[str, typer.Argument(help="The model: a folder or a hub id.")],
+    engine: Annotated[str, typer.Option(help="transformers or fake.")] = "transformers",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    streams: Annotated[list[int], typer.Option(min=1, help="Requests at once; may be repeated.")] = [1, 8, 32],  # noqa: B006
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt, drawn at random.")] = 32,
+    new: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each, after one to warm up.")] = 3,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+) -> None:
+    """Tokens per second, time to first token, step time and KV use of an engine alone, without queue and HTTP."""
+    from cli.bench import Load
+    from cli.bench import bench as run
+    from workers.engine.registry import EngineSpec
+
+    spec = EngineSpec(path, dtype, device, max(streams), prompt + new, lambda line: err.print(line, style="dim"))
+    run(out, engine, spec, streams, Load(prompt, new, rounds, temperature, seed))
+
+
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
