@@ -16,7 +16,7 @@ from workers.engine.batching import BatchingEngine
 from workers.engine.registry import EngineSpec, build
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
-NAMES = ["fake", "transformers", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
+NAMES = ["fake", "transformers", "serial", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -123,33 +123,38 @@ def make(name: str, max_num_seqs: int = 8) -> Rig:
         return Rig(
             name, build("transformers", spec), lambda number: f"<|user|>Count from {number} to 90.<|end|><|assistant|>"
         )
-    engine = tiny_engine(max_num_seqs=max_num_seqs)
+    engine = tiny_engine("gemma2" if name == "serial" else "llama", max_num_seqs=max_num_seqs)
     return Rig(name, engine, lambda number: f"Sequence number {number} says that water falls.")
+
+
+#: What runs the model, by engine.
+FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run"}
 
 
 def poison(rig: Rig, rid: str) -> str:
     """Make every forward fail that has sequence `rid` in it; returns the prompt to give it."""
     if rig.name == "fake":
         return f"{rig.text(0)} [fail_at=2]"
-    processor: Any = rig.engine._backend._processor  # type: ignore[attr-defined]
-    step = processor._generation_step
+    backend: Any = rig.engine._backend
+    name = FORWARD[rig.name]
+    run = getattr(backend, name)
 
-    def fail(model: Any) -> None:
-        if rid in rig.engine._backend.batch():
+    def fail(*given: Any) -> Any:
+        if rid in (backend.batch() if name == "_run" else [given[0].rid]):
             raise RuntimeError("made to fail")
-        step(model)
+        return run(*given)
 
-    processor._generation_step = fail
+    setattr(backend, name, fail)
     return rig.text(0)
 
 
 def fail_once(rig: Rig, error: Exception) -> None:
     """Make the next forward raise, after its batch was scheduled."""
     backend: Any = rig.engine._backend
-    owner, name = (backend, "_make") if rig.name == "fake" else (backend._processor, "_generation_step")
+    name = FORWARD[rig.name]
 
     def fail(*_: Any) -> None:
-        delattr(owner, name)  # the method of the class shows again
+        delattr(backend, name)  # the method of the class shows again
         raise error
 
-    setattr(owner, name, fail)
+    setattr(backend, name, fail)

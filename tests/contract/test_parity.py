@@ -12,16 +12,18 @@ import torch
 
 from tasks.sampling import Sampling
 from tests.contract.engines import DEMO
-from tests.tiny_models import fast_tokenizer, tiny_model
+from tests.tiny_models import FAMILIES, fast_tokenizer, tiny_model
 from workers.engine import attention
 from workers.engine.base import Request
 from workers.engine.continuous import assemble
 from workers.engine.loading import describe
-from workers.engine.paged import Budget
+from workers.engine.paged import Budget, PagedBackend
+from workers.engine.serial import SerialBackend
 
 NEW_TOKENS = 24
 WANTED = 50  # answers that are worth comparing
 DISTINCT = 8  # an answer with fewer distinct tokens is a loop, and proves little
+SERIAL = {"gemma2", "bloom"}  # families that are not batched
 UNDECIDED = 1e-4  # where the two best logits are closer than this, either token is right
 
 
@@ -46,8 +48,9 @@ def reference(model: Any, prompts: list[list[int]]) -> dict[int, list[int]]:
     return answers
 
 
-def engine_answers(model: Any, source: Any, prompts: dict[int, list[int]]) -> dict[int, list[int]]:
+def engine_answers(model: Any, source: Any, prompts: dict[int, list[int]], backend: type) -> dict[int, list[int]]:
     engine = assemble(describe(copy.deepcopy(model), source), Budget(16, 2048, 128))
+    assert isinstance(engine._backend, backend)
     for number, prompt in prompts.items():
         engine.submit(Request(str(number), prompt, Sampling(max_tokens=NEW_TOKENS, seed=0, temperature=0.0)))
     answers: dict[int, list[int]] = {number: [] for number in prompts}
@@ -58,10 +61,10 @@ def engine_answers(model: Any, source: Any, prompts: dict[int, list[int]]) -> di
 
 
 @torch.inference_mode()
-def check(model: Any, source: Any, prompts: list[list[int]]) -> None:
+def check(model: Any, source: Any, prompts: list[list[int]], backend: type = PagedBackend) -> None:
     expected = reference(model, prompts)
     assert len(expected) >= WANTED
-    answers = engine_answers(model, source, {number: prompts[number] for number in expected})
+    answers = engine_answers(model, source, {number: prompts[number] for number in expected}, backend)
     for number, answer in answers.items():
         if answer == expected[number]:
             continue
@@ -70,16 +73,9 @@ def check(model: Any, source: Any, prompts: list[list[int]]) -> None:
         assert abs(logits[answer[same]] - logits[expected[number][same]]) < UNDECIDED, f"prompt {number}, token {same}"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_random_model_answers_as_generate_does(family: str) -> None:
-    model = tiny_model(family)
-    assert attention.pick(model.config, model.device, model.dtype) == attention.CPU_NAME
-    check(model, fast_tokenizer(), random_prompts(60))
-
-
-def test_stock_attention_answers_as_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "pick", lambda *_: "sdpa")
-    check(tiny_model("llama"), fast_tokenizer(), random_prompts(60))
+    check(tiny_model(family), fast_tokenizer(), random_prompts(60), SerialBackend if family in SERIAL else PagedBackend)
 
 
 def test_the_gpu_path_answers_as_generate_does_with_a_stand_in_for_its_kernel(
@@ -87,9 +83,9 @@ def test_the_gpu_path_answers_as_generate_does_with_a_stand_in_for_its_kernel(
 ) -> None:
     """What it proves is how the kernel is called; the kernel itself runs on GPUs only."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    name = attention._register(attention.CUDA_NAME, attention.cuda_attention)
-    monkeypatch.setattr(attention, "pick", lambda *_: name)
-    check(tiny_model("llama"), fast_tokenizer(), random_prompts(60))
+    monkeypatch.setattr(attention, "gather_attention", attention.varlen_attention)
+    for family in ("llama", "mistral"):
+        check(tiny_model(family), fast_tokenizer(), random_prompts(60), PagedBackend)
 
 
 @pytest.fixture
@@ -97,18 +93,26 @@ def varlen() -> Callable[..., Any]:
     """What the documentation of `varlen_attn` says, one sequence at a time."""
 
     def attend(
-        query: Any, key: Any, value: Any, starts_q: Any, starts_k: Any, max_q: int, max_k: int, **kwargs: Any
+        query: Any, keys: Any, values: Any, starts_q: Any, starts_k: Any, max_q: int, max_k: int, **kwargs: Any
     ) -> Any:
-        assert kwargs["window_size"] == (-1, 0)  # causal
-        assert (int(starts_q.diff().max()), int(starts_k.diff().max())) == (max_q, max_k)
+        lengths, table, (window, right) = kwargs["seqused_k"], kwargs["block_table"], kwargs["window_size"]
+        assert right == 0  # causal
+        assert torch.equal(starts_k.diff(), lengths)
+        assert (int(starts_q.diff().max()), int(lengths.max())) == (max_q, max_k)
         out = torch.empty_like(query)
-        for at in range(len(starts_q) - 1):
-            q, k = slice(*starts_q[at : at + 2].tolist()), slice(*starts_k[at : at + 2].tolist())
-            length, longest = q.stop - q.start, k.stop - k.start
+        for at, pages in enumerate(table.long()):
+            q, longest = slice(*starts_q[at : at + 2].tolist()), int(lengths[at])
+            length = q.stop - q.start
             mask = torch.ones(length, longest, dtype=torch.bool).tril(longest - length)
-            states = [each.transpose(0, 1)[None] for each in (query[q], key[k], value[k])]
+            if window >= 0:
+                mask = mask.triu(longest - length - window)
+            own = [each[pages].flatten(0, 1)[:longest].transpose(0, 1)[None] for each in (keys, values)]
             done = torch.nn.functional.scaled_dot_product_attention(
-                *states, attn_mask=mask, scale=kwargs["scale"], enable_gqa=kwargs["enable_gqa"]
+                query[q].transpose(0, 1)[None],
+                *own,
+                attn_mask=mask,
+                scale=kwargs["scale"],
+                enable_gqa=kwargs["enable_gqa"],
             )
             out[q] = done[0].transpose(0, 1)
         return out
@@ -119,9 +123,9 @@ def varlen() -> Callable[..., Any]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_model_on_a_gpu_uses_the_kernel_and_follows_generate() -> None:
     model = copy.deepcopy(tiny_model("llama")).to("cuda", torch.bfloat16)
-    assert attention.pick(model.config, model.device, model.dtype) == attention.CUDA_NAME
     prompts = dict(enumerate(random_prompts(8)))
-    answers = engine_answers(model, fast_tokenizer(), prompts)
+    answers = engine_answers(model, fast_tokenizer(), prompts, PagedBackend)
+    assert attention.register(model.device, model.dtype) == attention.VARLEN
     for number, prompt in prompts.items():
         ids = torch.tensor([prompt], device="cuda")
         out = model.generate(

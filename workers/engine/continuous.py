@@ -1,24 +1,24 @@
 """The engine "transformers": any causal language model of transformers, continuously batched over a paged KV
 cache.
 
-It joins the parts: `loading` (weights and limits), `paged` (transformers' scheduler and cache), `attention`,
-`sampler`, and `batching` (the contract).
+It joins the parts: `loading` (weights and limits), `paged` (transformers' scheduler and cache) with `attention`,
+`serial` for models that these do not know, `sampler`, and `batching` (the contract).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable
 
-from tasks.sampling import Sampling
-from workers.engine.base import Request
+from workers.engine.attention import Unsupported
 from workers.engine.batching import BatchingEngine
+from workers.engine.check import check, plain_logits, sample_texts
 from workers.engine.constraint import Grammars
 from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
-from workers.engine.sequence import LiveSequence
+from workers.engine.serial import SerialBackend
 from workers.engine.vocabulary import Vocabulary
 
 
@@ -26,7 +26,7 @@ def build(spec: EngineSpec) -> BatchingEngine:
     """The registry's entry: load, size the cache, warm up."""
     loaded = load(spec)
     budget = plan_budget(spec, loaded.model, loaded.profile.max_model_len)
-    engine = assemble(loaded, budget)
+    engine = assemble(loaded, budget, spec.say)
     if engine.profile.max_model_len < (spec.max_model_len or loaded.profile.max_model_len):
         spec.say(f"max_model_len is {engine.profile.max_model_len}: what the model and the KV cache allow")
     if not engine.profile.structured:
@@ -35,14 +35,31 @@ def build(spec: EngineSpec) -> BatchingEngine:
     return engine
 
 
-def assemble(loaded: Loaded, budget: Budget) -> BatchingEngine:
+def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None = None) -> BatchingEngine:
     """An engine around a model in memory. Its context is no longer than its KV cache."""
-    backend = PagedBackend(loaded.model, Sampler(Vocabulary(loaded.tokenizer)), budget)
+    backend = _backend(loaded, budget, say)
     limit = min(loaded.profile.max_model_len, backend.capacity)
     grammars = _grammars(loaded)
     profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
-    warm_up(backend, loaded)
     return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
+
+
+def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) -> PagedBackend | SerialBackend:
+    """The batching backend where it gives the model's own answers, else the serial one. Warmed up, too."""
+    sampler = Sampler(Vocabulary(loaded.tokenizer))
+    text = loaded.model.config.get_text_config()
+    texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
+    expected = plain_logits(loaded.model, texts)
+    own = loaded.model.config._attn_implementation, text._attn_implementation
+    try:
+        backend = PagedBackend(loaded.model, sampler, budget)
+        check(backend, loaded, texts, expected)
+        return backend
+    except Unsupported as reason:
+        loaded.model.config._attn_implementation, text._attn_implementation = own
+        if say is not None:
+            say(f"no continuous batching for this model, its sequences run one after the other: {reason}")
+        return SerialBackend(loaded.model, sampler, budget)
 
 
 def _grammars(loaded: Loaded) -> Grammars | None:
@@ -51,17 +68,3 @@ def _grammars(loaded: Loaded) -> Grammars | None:
         return Grammars(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
     except ValueError:
         return None
-
-
-def warm_up(backend: PagedBackend, loaded: Loaded) -> float:
-    """Run one prompt and one more token, so that the first request does not pay for lazy initialisation;
-    seconds.
-    """
-    begun = time.perf_counter()
-    request = Request("warm-up", [0] * 8, Sampling(max_tokens=2, seed=0, temperature=0.0))
-    sequence = LiveSequence(request, loaded.tokenizer, ())
-    backend.add(sequence)
-    for made in backend.forward() + backend.forward():
-        sequence.advance(made.token)
-    backend.reset()
-    return time.perf_counter() - begun

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from workers.engine import attention
 from workers.engine.base import ModelProfile
 from workers.engine.paged import Budget
 from workers.engine.registry import EngineSpec
@@ -57,9 +56,6 @@ def load(spec: EngineSpec) -> Loaded:
 def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loaded:
     """A loaded model with what the API must know of it. `source` is a transformers tokenizer."""
     text = model.config.get_text_config()
-    if model.config._attn_implementation == "sdpa":
-        # The public setter takes any name with "flash" in it for one of the kernels it can fetch.
-        model.config._attn_implementation = attention.pick(text, model.device, model.dtype)
     tokenizer = _backend(source)
     longest = getattr(text, "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
     profile = ModelProfile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import GenerationConfig
 
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, fast_tokenizer, tiny_model
 from workers.engine import attention
+from workers.engine.continuous import assemble
 from workers.engine.loading import describe, load, plan_budget, set_threads
+from workers.engine.paged import Budget
 from workers.engine.registry import EngineSpec, build
+from workers.engine.serial import SerialBackend
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +113,32 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.get_num_threads() == 1
 
 
-def test_attention_is_ours_for_models_with_full_attention_only() -> None:
-    cpu, half = torch.device("cpu"), torch.bfloat16
-    mixed = Qwen3Config(num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"])
-    assert attention.pick(LlamaConfig(), cpu, half) == attention.CPU_NAME
-    assert attention.pick(Qwen3Config(), cpu, half) == attention.CPU_NAME
-    assert attention.pick(MistralConfig(sliding_window=64), cpu, half) == "sdpa"
-    assert attention.pick(mixed, cpu, half) == "sdpa"
-    assert attention.pick(LlamaConfig(), torch.device("cuda"), half) == attention.CUDA_NAME
-    assert attention.pick(LlamaConfig(), torch.device("cuda"), torch.float32) == "sdpa"
+def test_the_kernel_is_for_half_precision_on_cuda() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert attention.register(cpu, torch.bfloat16) == attention.GATHER
+    assert attention.register(cuda, torch.float32) == attention.GATHER
+    assert attention.register(cuda, torch.bfloat16) == attention.VARLEN
+
+
+@pytest.mark.parametrize(("family", "word"), [("gemma2", "softcap"), ("bloom", "standard deviation")])
+def test_a_model_that_cannot_be_batched_says_why(family: str, word: str) -> None:
+    lines: list[str] = []
+    model = copy.deepcopy(tiny_model(family))
+    own = model.config._attn_implementation
+    assemble(describe(model, fast_tokenizer()), Budget(4, 1024, 128), lines.append)
+    assert any("one after the other" in line and word in line for line in lines), lines
+    assert model.config._attn_implementation == own
+
+
+def test_a_model_whose_logits_come_out_otherwise_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that forgets the scaling is one of the things that a list of names would not notice."""
+    ours = attention.gather_attention
+    monkeypatch.setattr(
+        attention, "gather_attention", lambda *given, scaling=None, **more: ours(*given, scaling=scaling * 0.8, **more)
+    )
+    lines: list[str] = []
+    engine = assemble(
+        describe(copy.deepcopy(tiny_model("llama")), fast_tokenizer()), Budget(4, 1024, 128), lines.append
+    )
+    assert isinstance(engine._backend, SerialBackend)
+    assert "standard deviation" in lines[0]
