@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("penstock")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # or a name that is no folder is looked for on the hub, for long
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=offline)
 
 
 def test_it_prints_a_row_for_each_number_of_streams() -> None:

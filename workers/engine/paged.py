@@ -69,7 +69,9 @@ class PagedBackend:
         # The public setter takes any name that it does not know for that of a kernel to fetch.
         model.config._attn_implementation = model.config.get_text_config()._attn_implementation = name
         self._pages = self._cache.cache_allocators["full_attention"]
-        self._scheduler: Any = FIFOScheduler(self._cache, safety_margin=None, max_requests_per_batch=budget.max_num_seqs)
+        self._scheduler: Any = FIFOScheduler(
+            self._cache, safety_margin=None, max_requests_per_batch=budget.max_num_seqs
+        )
         self._starved: Any = OffloadingManager(self._cache, self._scheduler, 0.0, 0.0, None, alone)
         self._layers = {
             layer: Layer(*self._pages._kv_token_views[layer], *self._pages._kv_page_views[layer])
