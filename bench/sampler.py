@@ -1,7 +1,7 @@
 """What choosing the next tokens costs, by kind of sampling, beside the forward that it follows.
 
-Logits are normal with a standard deviation of 3, which is about what language models give; a flat distribution is the
-worst case of top_p.
+Logits are normal with a standard deviation of 3, which is flatter than what most language models give: at a vocabulary of
+152,064 the nucleus of 0.95 has some 13,000 tokens. An even flatter distribution is the worst case of top_p.
 
     python bench/sampler.py --vocabulary 152064 --rows 1 16 64
 """
