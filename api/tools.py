@@ -26,9 +26,13 @@ class ToolUse:
 
 def use_of_tools(request: ChatRequest, admitted: Admitted) -> ToolUse:
     """Raises `Refused` for a model that cannot be told of tools."""
+    dialect = dialect_of(admitted.prompts.profile.chat_template)
+    for number, message in enumerate(request.messages):
+        if dialect is None and (message.role == "tool" or message.tool_calls):
+            text = f"messages[{number}]: the chat template of {request.model} has no place for calls of tools"
+            raise Refused(text, param=f"messages[{number}]", code=ErrorCode.UNSUPPORTED_PARAMETER)
     if not request.tools or request.tool_choice == "none":
         return ToolUse()
-    dialect = dialect_of(admitted.prompts.profile.chat_template)
     if dialect is None:
         text = f"tools: the chat template of {request.model} has no place for them, or wants calls in an unknown form"
         raise Refused(text, param="tools", code=ErrorCode.UNSUPPORTED_PARAMETER)

@@ -182,12 +182,13 @@ def _example(url: str, model: str, chats: bool) -> list[str]:
         f'print(c.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Count from 3 to 40."}}])'
         ".choices[0].message.content)"
     )
+    beside = Path(_command())
     return [
         "",
         "Try it:",
-        f"  {_command()} chat",
+        f"  {beside} chat",
         f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        f"  python -c '{code}'  # after: pip install openai",
+        f"  {beside.with_name('python')} -c '{code}'  # after: {beside.with_name('pip')} install openai",
     ]
 
 
