@@ -15,14 +15,22 @@ from typing import Any
 
 from kombu.connection import Connection
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, QoS, Transport
 
 from tasks.generate import NAME
+
+
+class NothingUnacknowledged(QoS):
+    """Looks for nothing to restore: kombu would hold a lock in Redis for it, for minutes if the connection breaks then."""
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do."""
 
 
 class TicketChannel(Channel):
     """Without acknowledgements."""
 
+    QoS = NothingUnacknowledged
     do_restore = False
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> None:

@@ -70,10 +70,10 @@ def test_a_model_of_your_own(tmp_path: Path) -> None:
 def test_the_commands_and_targets_that_are_named() -> None:
     row = re.search(r"^\| in a terminal \|.*$", README, re.MULTILINE)
     assert row is not None
-    names = [name.split()[-1] for name in re.findall(r"`([^`]+)`", row[0]) if name != "--help"]
-    assert names == ["chat", "submit", "jobs", "cancel", "status", "workers"]
+    names = [name.removeprefix(".venv/bin/penstock ") for name in re.findall(r"`([^`]+)`", row[0]) if name != "--help"]
+    assert names == ["chat", "submit", "jobs", "cancel", "status", "workers", "bench engine"]
     for name in names:
-        assert "Usage" in run([PENSTOCK, name, "--help"])
+        assert "Usage" in run([PENSTOCK, *name.split(), "--help"])
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert (
         set(re.findall(r"`make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) <= targets
