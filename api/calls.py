@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -88,9 +88,15 @@ class CallReader:
 
     def _step(self, pieces: list[Piece]) -> bool:
         """Go on by one state, if the text allows."""
-        return {"outside": self._outside, "inside": self._inside, "arguments": self._arguments, "after": self._after}[
-            self._state
-        ](pieces)
+        match self._state:
+            case "outside":
+                return self._outside(pieces)
+            case "inside":
+                return self._inside(pieces)
+            case "arguments":
+                return self._arguments(pieces)
+            case "after":
+                return self._after(pieces)
 
     def _outside(self, pieces: list[Piece]) -> bool:
         begin = self._dialect.begin
@@ -200,7 +206,7 @@ class _Scan:
     depth: int = 0
     quoted: bool = False
     escaped: bool = False
-    over: bool = field(default=False)
+    over: bool = False
 
     def take(self, text: str) -> int:
         """How much of the text belongs to the object."""

@@ -7,13 +7,13 @@ follows the last frame of every stream.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from api.calls import Argued, Called, CallReader, Piece, Said, call_object
 from api.dialects import DIALECTS
 from api.errors import error_object
+from api.frames import frame
 from api.logprobs import CompletionLogprobs, chat_logprobs
 from api.render import failure, finish_reason, usage
 from tasks.errors import ErrorCode, PenstockError
@@ -21,31 +21,6 @@ from tasks.events import ChoiceEnd, Delta, End, Entry, EntryId, Started
 from tasks.jobs import JobSpec, JobState
 
 DONE = b"data: [DONE]\n\n"
-
-#: No line breaks to the SSE standard, but to `str.splitlines`, with which many clients read.
-_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-
-
-class Frames(Protocol):
-    """What `api.sse` needs of a renderer."""
-
-    def frames(self, at: EntryId, entry: Entry) -> bytes:
-        """The frames of one entry; none for an entry that clients do not see."""
-
-    def error(self, error: PenstockError) -> bytes:
-        """The frame that says why the stream ends here."""
-
-    def close(self) -> bytes:
-        """What follows the last frame."""
-
-
-def frame(data: dict[str, Any], at: EntryId | None = None, event: str | None = None) -> bytes:
-    """One SSE event."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    if not text.isascii():
-        text = text.translate(_LINE_BREAKS)
-    head = (f"id: {at}\n" if at else "") + (f"event: {event}\n" if event else "")
-    return f"{head}data: {text}\n\n".encode()
 
 
 class _Chunks:
@@ -163,37 +138,14 @@ class ChatChunks(_Chunks):
         return b"".join(frame(self._chunk([_choice(choice, delta)])) for delta in deltas)
 
     def _finish(self, choice: int, finish: str | None) -> dict[str, Any]:
-        reason = finish_reason(finish)
-        if reason == "stop" and self._calls and self._calls[choice].count:
-            reason = "tool_calls"
-        return _choice(choice, {}, None, reason)
+        calls = self._calls[choice].count if self._calls else 0
+        return _choice(choice, {}, None, finish_reason(finish, calls))
 
 
 def _choice(
     index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-
-
-class Resumed:
-    """A renderer that has to read the whole answer, for a client that has its beginning."""
-
-    def __init__(self, frames: Frames, after: EntryId) -> None:
-        self._frames = frames
-        self._after = after
-
-    def frames(self, at: EntryId, entry: Entry) -> bytes:
-        """Nothing for entries that the client has."""
-        frames = self._frames.frames(at, entry)
-        return frames if at > self._after else b""
-
-    def error(self, error: PenstockError) -> bytes:
-        """As the renderer inside."""
-        return self._frames.error(error)
-
-    def close(self) -> bytes:
-        """As the renderer inside."""
-        return self._frames.close()
 
 
 class CompletionChunks(_Chunks):

@@ -7,7 +7,7 @@ chat templates of Hermes and Qwen (`<tool_call>`), and of Llama 3.1 and later (a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,10 +60,9 @@ def grammar_of_calls(dialect: Dialect, functions: Mapping[str, dict[str, Any]], 
 
 
 def _call(dialect: Dialect, name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    keys: Sequence[str] = ("name", dialect.arguments)
     return {
         "type": "object",
         "properties": {"name": {"const": name}, dialect.arguments: schema},
-        "required": list(keys),
+        "required": ["name", dialect.arguments],
         "additionalProperties": False,
     }

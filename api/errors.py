@@ -168,8 +168,10 @@ def from_validation(errors: Sequence[Any]) -> PenstockError:
 
 
 #: Parts of pydantic's location that are no part of the client's JSON: where the value came from, which type was tried.
-_NOT_A_FIELD = {"body", "query", "path", "header", "chat", "completion", "str", "[key]", "TextPart", "constrained-str"}
-_NOT_A_FIELD |= {"NamedTool"}
+_NOT_A_FIELD = {
+    *("body", "query", "path", "header", "chat", "completion"),
+    *("str", "[key]", "TextPart", "NamedTool", "constrained-str"),
+}
 _NO_FIELDS = ("list[", "literal[", "function-", "tagged-", "constrained-")
 
 

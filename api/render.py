@@ -62,9 +62,10 @@ def fold(spec: JobSpec, entries: Iterable[Entry]) -> Answer:
     return answer
 
 
-def finish_reason(finish: str | None) -> str:
-    """OpenAI's finish reason of an engine's."""
-    return FINISH_REASONS.get(finish or "stop", "stop")
+def finish_reason(finish: str | None, calls: int = 0) -> str:
+    """OpenAI's finish reason of an engine's; an answer that ended by itself with calls of tools has another one."""
+    reason = FINISH_REASONS.get(finish or "stop", "stop")
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
@@ -107,17 +108,16 @@ def answer_object(spec: JobSpec, created: int, answer: Answer) -> dict[str, Any]
 
 def _chat_choice(spec: JobSpec, index: int, choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-    finish = finish_reason(choice.finish)
+    calls: list[dict[str, Any]] = []
     if spec.tool_format:
         said, calls = read_calls(DIALECTS[spec.tool_format], spec.id, index, choice.text)
         if calls:
             message |= {"content": said or None, "tool_calls": calls}
-            finish = "tool_calls" if finish == "stop" else finish
     return {
         "index": index,
         "message": message,
         "logprobs": None if spec.sampling.logprobs is None else chat_logprobs(choice.logprobs),
-        "finish_reason": finish,
+        "finish_reason": finish_reason(choice.finish, len(calls)),
     }
 
 

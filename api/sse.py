@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from api.chunks import Frames
 from api.closing import Closing
+from api.frames import Frames
 from api.reader import HistoryLost, Reader
 from tasks.errors import ErrorCode, PenstockError
 

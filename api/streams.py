@@ -16,10 +16,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from api.admission import Admitted, queue_full
-from api.chunks import ChatChunks, CompletionChunks, Frames, Resumed
+from api.chunks import ChatChunks, CompletionChunks
 from api.closing import end
 from api.deps import Parts
 from api.errors import response_of
+from api.frames import Frames, Resumed, Wrapped
 from api.intake import body_hash
 from api.metrics import Stopwatch
 from api.positions import Position
@@ -120,25 +121,17 @@ async def _entry_at(parts: Parts, job_id: str, position: Position, attached: Att
     raise PenstockError(text, param=position.name, code=ErrorCode.UNKNOWN_EVENT_ID)
 
 
-class _Counted:
+class _Counted(Wrapped):
     """A renderer that shows every entry to the metrics."""
 
-    def __init__(self, frames: Frames, stopwatch: Stopwatch) -> None:
-        self._frames = frames
+    def __init__(self, inside: Frames, stopwatch: Stopwatch) -> None:
+        super().__init__(inside)
         self._stopwatch = stopwatch
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """As the renderer inside."""
         self._stopwatch.see(entry)
-        return self._frames.frames(at, entry)
-
-    def error(self, error: PenstockError) -> bytes:
-        """As the renderer inside."""
-        return self._frames.error(error)
-
-    def close(self) -> bytes:
-        """As the renderer inside."""
-        return self._frames.close()
+        return super().frames(at, entry)
 
 
 def chunks_of(watched: Watched, after: EntryId = START) -> Frames:

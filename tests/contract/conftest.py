@@ -23,3 +23,11 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[Rig]:
     rig = make(request.param)
     yield rig
     rig.engine.close()
+
+
+@pytest.fixture
+def able(rig: Rig) -> Rig:
+    """The engines that can bind an answer to a grammar."""
+    if not rig.engine.profile.structured:
+        pytest.skip("this engine has no grammars")
+    return rig

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.contract.engines import SAMPLINGS, Rig, fail_once, outcome, poison, text_of, tiny_engine, tokens_of
+from tests.contract.engines import (
+    SAMPLINGS,
+    Rig,
+    check_recovery,
+    fail_once,
+    outcome,
+    poison,
+    text_of,
+    tiny_engine,
+    tokens_of,
+)
 from workers.engine.base import EngineDead
 
 
@@ -51,18 +61,7 @@ def test_a_seeded_answer_does_not_depend_on_its_neighbours(rig: Rig) -> None:
 
 def test_after_a_failing_step_every_answer_goes_on(fresh: Rig) -> None:
     requests = [fresh.request(f"{at}", at, **sampling) for at, sampling in enumerate(SAMPLINGS.values())]
-    whole = fresh.run(*requests)
-    for request in requests:
-        fresh.engine.submit(request)
-    events = [event for _ in range(5) for event in fresh.engine.step()]
-    fail_once(fresh, MemoryError("made to fail"))
-    with pytest.raises(MemoryError):
-        fresh.engine.step()
-    fresh.engine.recover()
-    while fresh.engine.has_work():
-        events += fresh.engine.step()
-    for request in requests:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])
+    check_recovery(fresh, requests, 5)
 
 
 def test_a_sequence_that_always_fails_ends_with_an_error_and_the_others_go_on(fresh: Rig) -> None:

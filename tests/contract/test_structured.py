@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.sampling import Grammar
-from tests.contract.engines import SAMPLINGS, Rig, fail_once, outcome, text_of, tokens_of
+from tests.contract.engines import SAMPLINGS, Rig, check_recovery, outcome, text_of, tokens_of
 from workers.engine.base import InvalidRequest, Request
 
 SCHEMA = {
@@ -28,13 +28,6 @@ GRAMMARS = {
     "regex": Grammar("regex", "(ab|é[0-9]){8,12}"),
     "lark": Grammar("lark", 'start: "<" item ("," item){6,9} ">"\nitem: /[a-z]{1,3}/ | "[" item "]"'),
 }
-
-
-@pytest.fixture
-def able(rig: Rig) -> Rig:
-    if not rig.engine.profile.structured:
-        pytest.skip("this engine has no grammars")
-    return rig
 
 
 def bound(rig: Rig, rid: str, kind: str, number: int = 0, **fields: Any) -> Request:
@@ -114,18 +107,7 @@ def test_after_a_failing_step_bound_answers_go_on(fresh: Rig) -> None:
     if not fresh.engine.profile.structured:
         pytest.skip("this engine has no grammars")
     requests = [bound(fresh, kind, kind, temperature=1.0) for kind in GRAMMARS]
-    whole = fresh.run(*requests)
-    for request in requests:
-        fresh.engine.submit(request)
-    events = [event for _ in range(6) for event in fresh.engine.step()]
-    fail_once(fresh, MemoryError("made to fail"))
-    with pytest.raises(MemoryError):
-        fresh.engine.step()
-    fresh.engine.recover()
-    while fresh.engine.has_work():
-        events += fresh.engine.step()
-    for request in requests:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])
+    check_recovery(fresh, requests, 6)
 
 
 def test_a_grammar_that_cannot_be_used_is_refused_or_costs_only_its_own_answer(able: Rig) -> None:

@@ -24,12 +24,10 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 @pytest.mark.parametrize("seed", range(4))
-def test_required_calls_are_made_and_a_resumed_one_is_the_same(rig: Rig, dialect: Any, seed: int) -> None:
-    if not rig.engine.profile.structured:
-        pytest.skip("this engine has no grammars")
+def test_required_calls_are_made_and_a_resumed_one_is_the_same(able: Rig, dialect: Any, seed: int) -> None:
     grammar = grammar_of_calls(dialect, FUNCTIONS, many=False)
     fields: dict[str, Any] = {"grammar": grammar, "max_tokens": 150, "temperature": 1.0, "seed": seed}
-    events = rig.run(rig.request("a", seed, **fields))["a"]
+    events = able.run(able.request("a", seed, **fields))["a"]
     said, calls = read_calls(dialect, "job", 0, text_of(events))
     assert (events[-1].finish, said, len(calls)) == ("stop", "", 1)
     made = calls[0]["function"]
@@ -38,16 +36,14 @@ def test_required_calls_are_made_and_a_resumed_one_is_the_same(rig: Rig, dialect
     assert arguments.keys() == FUNCTIONS[made["name"]]["properties"].keys()
     done = tokens_of(events)[: len(tokens_of(events)) // 2]
     emitted = sum(len(event.text) for event in events[: len(done)])
-    again = rig.run(rig.request("b", seed, done=done, emitted=emitted, **fields))["b"]
+    again = able.run(able.request("b", seed, done=done, emitted=emitted, **fields))["b"]
     assert done + tokens_of(again) == tokens_of(events)
 
 
-def test_several_calls_may_follow_each_other(rig: Rig) -> None:
-    if not rig.engine.profile.structured:
-        pytest.skip("this engine has no grammars")
+def test_several_calls_may_follow_each_other(able: Rig) -> None:
     for dialect in DIALECTS.values():
         grammar = grammar_of_calls(dialect, FUNCTIONS, many=True)
-        events = rig.run(rig.request("a", grammar=grammar, max_tokens=200, temperature=1.0, seed=1))["a"]
+        events = able.run(able.request("a", grammar=grammar, max_tokens=200, temperature=1.0, seed=1))["a"]
         said, calls = read_calls(dialect, "job", 0, text_of(events))
         assert calls
         assert said == "" or events[-1].finish == "length"  # what was cut before its name is no call

@@ -102,7 +102,7 @@ def varlen_attention(
     if paged is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     paged.once(("asked", sliding_window), lambda: _refuse_more_than_causal(key, value, kwargs))
-    layer = paged.layers[_index(module)]
+    layer = paged.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     paged.write(layer, key, value)
     ends: Integers = paged.once("ends", lambda: np.concatenate(([0], paged.lengths.cumsum())))
     ends_on_device: Tensor = paged.once("ends on device", lambda: torch.from_numpy(ends).to(paged.device, torch.int32))
@@ -125,7 +125,7 @@ def gather_attention(
     if paged is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     paged.once(("asked", sliding_window), lambda: _refuse_more_than_causal(key, value, kwargs))
-    layer = paged.layers[_index(module)]
+    layer = paged.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     paged.write(layer, key, value)
     plan: _Plan = paged.once(sliding_window, lambda: _plan(paged, sliding_window, query.dtype))
     if plan.whole is not None:
@@ -137,11 +137,6 @@ def gather_attention(
         keys, values = part.look_up(layer, key, value)
         out[part.begin : part.end] = _prefill(part, query[:, :, part.begin : part.end], keys, values, scaling)
     return out[None], None
-
-
-def _index(module: nn.Module) -> int:
-    index: Any = module.layer_idx
-    return int(index)
 
 
 def _refuse_more_than_causal(key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:

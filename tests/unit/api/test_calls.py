@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.calls import CallReader, call_id, read_calls
-from api.chunks import ChatChunks, Frames, Resumed
+from api.chunks import ChatChunks
 from api.dialects import DIALECTS, Dialect, dialect_of
+from api.frames import Frames, Resumed
 from api.render import answer_object, fold
 from tasks.events import Delta, End, Entry, EntryId, Started
 from tasks.jobs import JobSpec

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from api.chunks import ChatChunks, CompletionChunks, Frames, JobEvents
+from api.chunks import ChatChunks, CompletionChunks, JobEvents
+from api.frames import Frames
 from api.render import answer_object, fold
 from tasks.errors import ErrorCode, PenstockError
 from tasks.events import ChoiceEnd, Delta, End, Entry, EntryId, Started
