@@ -19,6 +19,7 @@ from workers.engine.continuous import assemble
 from workers.engine.loading import describe
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.serial import SerialBackend
+from workers.engine.varlen import varlen_attention
 
 NEW_TOKENS = 24
 WANTED = 50  # answers that are worth comparing
@@ -83,7 +84,7 @@ def test_the_gpu_path_answers_as_generate_does_with_a_stand_in_for_its_kernel(
 ) -> None:
     """What it proves is how the kernel is called; the kernel itself runs on GPUs only."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    monkeypatch.setattr(attention, "gather_attention", attention.varlen_attention)
+    monkeypatch.setattr(attention, "gather_attention", varlen_attention)
     for family in ("llama", "mistral"):
         check(tiny_model(family), fast_tokenizer(), random_prompts(60), PagedBackend)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tasks.sampling import Sampling
-from workers.engine.attention import Unsupported
 from workers.engine.base import Request
 from workers.engine.loading import Loaded
 from workers.engine.paged import PagedBackend
+from workers.engine.paged_batch import Unsupported
 from workers.engine.recovery import is_fatal, is_out_of_memory
 from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence

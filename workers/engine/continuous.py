@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from workers.engine.attention import Unsupported
 from workers.engine.batching import BatchingEngine
 from workers.engine.check import check, plain_logits, sample_texts
 from workers.engine.constraint import Grammars
 from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.paged import Budget, PagedBackend
+from workers.engine.paged_batch import Unsupported
 from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
 from workers.engine.serial import SerialBackend

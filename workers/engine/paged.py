@@ -25,10 +25,12 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
-from workers.engine.attention import VARLEN, VARLEN_PAGE, Integers, Layer, PagedBatch, Unsupported, register
+from workers.engine.attention import VARLEN, register
 from workers.engine.batching import Made
+from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch, Unsupported
 from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence
+from workers.engine.varlen import VARLEN_PAGE
 
 _NO_LIMIT = 1 << 60
 
@@ -73,10 +75,8 @@ class PagedBackend:
             self._cache, safety_margin=None, max_requests_per_batch=budget.max_num_seqs
         )
         self._starved: Any = OffloadingManager(self._cache, self._scheduler, 0.0, 0.0, None, alone)
-        self._layers = {
-            layer: Layer(*self._pages._kv_token_views[layer], *self._pages._kv_page_views[layer])
-            for layer in self._pages.layer_indices
-        }
+        layers = {layer: Layer(*self._pages._kv_page_views[layer]) for layer in self._pages.layer_indices}
+        self._kv = KvCache(layers, page_size, model.device)
         self._cuts_logits = bool(model._supports_logits_to_keep())
 
     @property
@@ -131,7 +131,7 @@ class PagedBackend:
 
     def close(self) -> None:
         self._sequences.clear()
-        self._layers.clear()
+        self._kv.layers.clear()
         self._model = self._cache = self._pages = self._scheduler = self._starved = None
 
     def _schedule(self) -> list[FutureRequestState]:
@@ -173,7 +173,7 @@ class PagedBackend:
         positions = np.arange(starts[-1]) + (past - starts[:-1])[rows]
         places = table[rows, positions // size] * stride + positions % size
         table *= stride // size
-        return PagedBatch(self._layers, size, self._model.device, starts, lengths, table, places), positions
+        return PagedBatch(self._kv, starts, lengths, table, places), positions
 
     def _note(self, futures: Sequence[FutureRequestState], tokens: Sequence[int]) -> None:
         """Tell the scheduler what was computed, and which token follows."""
