@@ -14,6 +14,7 @@ from workers.engine.batching import BatchingEngine
 from workers.engine.check import check, plain_logits, sample_texts
 from workers.engine.constraint import Grammars
 from workers.engine.loading import Loaded, load, plan_budget
+from workers.engine.packed import pack, unpack
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.paged_batch import Unsupported
 from workers.engine.registry import EngineSpec
@@ -51,12 +52,14 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
     own = loaded.model.config._attn_implementation, text._attn_implementation
+    pack(loaded.model)
     try:
         backend = PagedBackend(loaded.model, sampler, budget)
         check(backend, loaded, texts, expected)
         return backend
     except Unsupported as reason:
         loaded.model.config._attn_implementation, text._attn_implementation = own
+        unpack(loaded.model)
         if say is not None:
             say(f"no continuous batching for this model, its sequences run one after the other: {reason}")
         return SerialBackend(loaded.model, sampler, budget)
