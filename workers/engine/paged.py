@@ -63,6 +63,9 @@ class PagedBackend:
         self.max_batch_tokens = max(budget.max_batch_tokens, budget.max_num_seqs)
         self._model = model
         self._sequences: dict[str, LiveSequence] = {}
+        self._readers: dict[
+            tuple[int, ...], list[str]
+        ] = {}  # by prompt: who reads it, then who waits to share its pages
         self._batch: list[str] = []
         name = register(model.device, model.dtype)
         page_size = VARLEN_PAGE if name == VARLEN else budget.page_size
@@ -85,14 +88,19 @@ class PagedBackend:
         return int(self._cache.max_tokens_read)
 
     def add(self, sequence: LiveSequence) -> None:
-        request = sequence.request
-        self._sequences[request.rid] = sequence
-        tokens = [*request.prompt, *sequence.tokens]
-        self._scheduler.add_waiting_request(RequestState(request.rid, tokens, max_new_tokens=None))
+        self._sequences[sequence.rid] = sequence
+        prompt = tuple(sequence.request.prompt)
+        shares = len(prompt) >= self._kv.page_size  # only whole pages are shared
+        readers = self._readers.setdefault(prompt, []) if shares else []
+        readers.append(sequence.rid)
+        if len(readers) == 1:
+            self._line_up(sequence)
 
     def drop(self, rid: str) -> None:
-        if self._sequences.pop(rid, None) is None:
+        sequence = self._sequences.pop(rid, None)
+        if sequence is None:
             return
+        self._leave(sequence)
         self._scheduler.set_request_cancellation(rid)
         self._scheduler.clear_cancelled_requests()
         self._scheduler.block_new_requests = False  # what it waited for may have come free
@@ -115,6 +123,7 @@ class PagedBackend:
 
     def reset(self) -> None:
         self._sequences.clear()
+        self._readers.clear()
         self._starved.reset()
         self._scheduler.reset()
         self._cache.reset()  # also forgets shared prefixes, which a failed forward may have left half written
@@ -133,6 +142,27 @@ class PagedBackend:
         self._sequences.clear()
         self._kv.layers.clear()
         self._model = self._cache = self._pages = self._scheduler = self._starved = None
+
+    def _line_up(self, sequence: LiveSequence) -> None:
+        tokens = [*sequence.request.prompt, *sequence.tokens]
+        self._scheduler.add_waiting_request(RequestState(sequence.rid, tokens, max_new_tokens=None))
+
+    def _has_read(self, sequence: LiveSequence) -> None:
+        """Its prompt is in the cache: those that wait to share it come into line."""
+        for rid in self._readers.pop(tuple(sequence.request.prompt), [])[1:]:
+            self._line_up(self._sequences[rid])
+
+    def _leave(self, sequence: LiveSequence) -> None:
+        """It is gone: if it was reading its prompt for others, the next of them does."""
+        readers = self._readers.get(tuple(sequence.request.prompt), [])
+        if sequence.rid not in readers:
+            return
+        was_first = readers[0] == sequence.rid
+        readers.remove(sequence.rid)
+        if not readers:
+            del self._readers[tuple(sequence.request.prompt)]
+        elif was_first:
+            self._line_up(self._sequences[readers[0]])
 
     def _schedule(self) -> list[FutureRequestState]:
         """The sequences of the next forward. Where the cache is full, some go back to where they came from."""
@@ -183,6 +213,8 @@ class PagedBackend:
             state.position_offset += future.query_length
             if future.has_new_token:
                 token = next(chosen)
+                if self._readers:
+                    self._has_read(self._sequences[state.request_id])
                 state.generated_tokens.append(token)
                 state.tokens_to_process = [token]
             if future.complete_blocks:
