@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.engine.base import TokenLogprob
+from workers.engine.distribution import CANDIDATES, draw
 from workers.engine.draws import uniform
 from workers.engine.sequence import LiveSequence
 from workers.engine.validation import MAX_LOGPROBS
 from workers.engine.vocabulary import Vocabulary
 
 GREEDY_BELOW = 1e-5  # a smaller temperature would overflow, and takes the best token anyway
-CANDIDATES = 1024  # rows that need more are sorted in full
 
 #: A row, some tokens, and a value for each. Arrays, not tuples: long answers have thousands, at every step.
 _Entries = tuple[int, NDArray[np.int64], NDArray[np.float64]]
@@ -69,29 +69,18 @@ class Sampler:
         return [Choice(token, logprobs.get(at)) for at, token in enumerate(tokens)]
 
     def _pick(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
-        best = _best(logits)
-        tokens: list[int] = best.tolist()
+        tokens: list[int] = _best(logits).tolist()
         random = [at for at, row in enumerate(rows) if row.request.sampling.temperature >= GREEDY_BELOW]
-        whole = [at for at in random if not _is_cut(rows[at])]
-        cut = [at for at in random if _is_cut(rows[at])]
-        for group, draw in ((whole, _draw_whole), (cut, self._draw_cut)):
-            if group:
-                chosen = draw(
-                    _tempered(logits[group], best[group], [rows[at] for at in group]), [rows[at] for at in group]
-                )
-                for at, token in zip(group, chosen, strict=True):
-                    tokens[at] = token
+        if random:
+            own = logits if len(random) == len(rows) else logits[random]
+            params = [rows[at].request.sampling for at in random]
+            shares = [
+                uniform(p.seed, rows[at].request.choice, len(rows[at].tokens))
+                for at, p in zip(random, params, strict=True)
+            ]
+            for at, token in zip(random, draw(own, params, shares, self._candidates).tolist(), strict=True):
+                tokens[at] = token
         return tokens
-
-    def _draw_cut(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
-        """Draw from the best candidates; rows whose cut lies further down are sorted in full."""
-        chosen, settled = _draw_best(logits, rows, min(self._candidates, logits.shape[-1]))
-        flat = [at for at, done in enumerate(settled) if not done]
-        if flat and self._candidates < logits.shape[-1]:
-            sorted_in_full, _ = _draw_best(logits[flat], [rows[at] for at in flat], logits.shape[-1])
-            for at, token in zip(flat, sorted_in_full, strict=True):
-                chosen[at] = token
-        return chosen
 
     def _report(self, logits: Tensor, chosen: list[int], wanted: list[int]) -> list[TokenLogprob]:
         """Log probabilities of the chosen tokens, with as many alternatives as each row wants."""
@@ -116,68 +105,6 @@ def _best(logits: Tensor) -> Tensor:
     if wrong:
         raise FloatingPointError(f"the model's logits are no numbers in {wrong} of {len(best)} sequences")
     return best
-
-
-def _is_cut(row: LiveSequence) -> bool:
-    sampling = row.request.sampling
-    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-
-
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
-
-
-def _tempered(logits: Tensor, best: Tensor, rows: Sequence[LiveSequence]) -> Tensor:
-    """Weights in proportion to the probabilities; that of the best token is 1."""
-    temperatures = _column([row.request.sampling.temperature for row in rows], logits)
-    return torch.exp((logits - logits.gather(1, best.unsqueeze(1))) / temperatures)
-
-
-def _draw_best(weights: Tensor, rows: Sequence[LiveSequence], size: int) -> tuple[list[int], list[bool]]:
-    """Draw from the `size` best tokens; for which rows these were enough."""
-    values, order = weights.topk(size, dim=-1)
-    probs = values / weights.sum(dim=-1, keepdim=True)
-    keep, settled = _kept(probs, rows)
-    # Drawn in the order of ids: in the order of rank, two tokens with nearly equal logits would swap their shares
-    # with the last bit of either, and so with the make-up of the batch.
-    order, by_id = order.sort(dim=-1)
-    drawn = _draw((probs * keep).gather(1, by_id), rows).unsqueeze(1)
-    return order.gather(1, drawn).squeeze(1).tolist(), settled.tolist()
-
-
-def _kept(probs: Tensor, rows: Sequence[LiveSequence]) -> tuple[Tensor, Tensor]:
-    """Which candidates survive the cuts, and for which rows the candidates were enough to know all of them."""
-    size = probs.shape[-1]
-    params = [row.request.sampling for row in rows]
-    limited = _column([float(p.top_k > 0) for p in params], probs) > 0
-    top_k = _column([float(p.top_k or size) for p in params], probs)
-    ranked = torch.arange(size, device=probs.device, dtype=probs.dtype).unsqueeze(0) < top_k
-    left = probs * ranked
-    # What top_k left is known only when all of it is among the candidates; the others have the whole mass, 1.
-    mass = torch.where(limited, left.sum(dim=-1, keepdim=True), torch.ones_like(top_k))
-    before = left.cumsum(dim=-1) - left
-    keep = ranked & (before < _column([p.top_p for p in params], probs) * mass)
-    keep &= probs >= _column([p.min_p for p in params], probs) * probs[:, :1]
-    keep[:, 0] = True
-    return keep, torch.where(limited, top_k <= size, ~keep[:, -1:]).squeeze(1)
-
-
-def _draw_whole(weights: Tensor, rows: Sequence[LiveSequence]) -> list[int]:
-    tokens: list[int] = _draw(weights, rows).tolist()
-    return tokens
-
-
-def _draw(weights: Tensor, rows: Sequence[LiveSequence]) -> Tensor:
-    """Inverse CDF: the first position at which the running sum of the weights exceeds the drawn share of
-    their total.
-    """
-    draws = [uniform(row.request.sampling.seed, row.request.choice, len(row.tokens)) for row in rows]
-    sums = weights.cumsum(dim=-1)
-    total = sums[:, -1:]
-    # Rounding must not lift a draw to the total itself, past the last token with a weight.
-    aim = torch.minimum(_column(draws, weights) * total, torch.nextafter(total, torch.zeros_like(total)))
-    found = torch.searchsorted(sums, aim, right=True).squeeze(1)
-    return found.clamp_(max=weights.shape[-1] - 1)
 
 
 def _penalise(logits: Tensor, rows: Sequence[LiveSequence]) -> None:

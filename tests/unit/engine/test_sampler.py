@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.sampling import Sampling
+from workers.engine import distribution
 from workers.engine.base import Request
 from workers.engine.draws import uniform
 from workers.engine.fake_model import build_tokenizer
@@ -100,6 +101,43 @@ def test_few_candidates_give_the_same_token_as_all(seed: int, top_p: float, min_
     logits = random_logits(1, seed, 1.0)
     one = row(seed=seed, top_p=top_p, min_p=min_p, top_k=top_k)
     assert pick(logits, one, candidates=16) == pick(logits, one, candidates=SIZE)
+
+
+@pytest.mark.parametrize("candidates", [4, 64])
+def test_tokens_as_probable_as_the_last_that_is_kept_are_kept_too(candidates: int) -> None:
+    logits = torch.full((1, SIZE), -5.0)
+    logits[0, [7, 20, 30, 40]] = torch.tensor([3.0, 2.0, 2.0, 2.0])
+    drawn = {pick(logits, row(seed=seed, top_k=2), candidates=candidates)[0] for seed in range(100)}
+    assert drawn == {7, 20, 30, 40}
+    drawn = {pick(logits, row(seed=seed, top_p=0.6), candidates=candidates)[0] for seed in range(100)}
+    assert drawn == {7, 20, 30, 40}
+
+
+def test_a_batch_that_is_cut_into_parts_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(12)
+    rows = [row(seed=seed, **SOME[seed % 4]) for seed in range(12) if seed % 4 != 2] + [row(seed=1)] * 3
+    whole = pick(logits, *rows)
+    monkeypatch.setattr(distribution, "_CPU_NUMBERS", SIZE * 5)
+    assert pick(logits, *rows) == whole
+
+
+@pytest.mark.parametrize("size", [513, 1500])
+def test_the_last_share_is_drawn_from_the_last_token_with_weight(size: int) -> None:
+    """Sums of blocks and sums inside a block round differently; neither may lead past the end."""
+    logits = torch.randn(300, size, generator=torch.Generator().manual_seed(1))
+    params = [Sampling(max_tokens=1, seed=0)] * len(logits)
+    for last in (size - 1, size - 3):
+        logits[:, last + 1 :] = -torch.inf
+        tokens = distribution.draw(logits.clone(), params, [1.0 - 2.0**-53] * len(logits))
+        assert set(tokens.tolist()) == {last}
+
+
+@pytest.mark.parametrize("size", [5, 512, 513, 1024, 1500])
+def test_every_token_can_be_drawn_whatever_the_size_of_the_vocabulary(size: int) -> None:
+    shares = [(token + 0.5) / size for token in range(size)]
+    params = [Sampling(max_tokens=1, seed=0)] * size
+    tokens = distribution.draw(torch.zeros(size, size), params, shares)
+    assert tokens.tolist() == list(range(size))
 
 
 SOME: list[dict[str, Any]] = [
