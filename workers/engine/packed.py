@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+_WORTH_IT = 1 << 17  # numbers in a weight: each call costs 12 µs more, which smaller products do not earn back
 _ROWS = 8  # for which weights are laid out; measured, one layout serves all numbers of rows
 
 
@@ -61,8 +62,8 @@ def unpack(model: nn.Module) -> None:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """A layer of which nobody made something else, such as a quantised one."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+    """A layer that is large enough, and of which nobody made something else, such as a quantised one."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.numel() >= _WORTH_IT
 
 
 def _replace(model: nn.Module, fits: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]) -> int:

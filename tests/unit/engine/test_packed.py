@@ -16,6 +16,11 @@ from workers.engine.packed import PackedLinear, pack, padded, unpack
 from workers.engine.paged import Budget
 
 
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_WORTH_IT", 0)
+
+
 def two_layers(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(48, 80), nn.Linear(80, 32, bias=False)).to(dtype).eval()
@@ -25,7 +30,9 @@ def packed_layers(model: nn.Module) -> int:
     return sum(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
-needs_onednn = pytest.mark.skipif(pack(two_layers()) == 0, reason="this machine has no oneDNN for linear layers")
+needs_onednn = pytest.mark.skipif(
+    not packed._is_of_use(two_layers()), reason="this machine has no oneDNN for linear layers"
+)
 
 
 @needs_onednn
@@ -71,6 +78,12 @@ def test_what_is_no_plain_layer_stays() -> None:
     assert pack(model) == 2
     assert type(model[0]) is Quantised
     assert tied.dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_small_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_WORTH_IT", 48 * 80)
+    assert pack(two_layers()) == 1
 
 
 @needs_onednn
