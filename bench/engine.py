@@ -25,8 +25,9 @@ MIXES = {
     "long prompts": (lambda n: [512] * n, 64),
     "skewed": (lambda n: [1200] * (n // 16) + [32] * (n - n // 16), 64),
     "long answers": (lambda n: [32] * n, 400),
+    "long contexts": (lambda n: [1500] * n, 64),
 }
-KV_TOKENS = 65536
+KV_TOKENS = 131072
 
 
 def draw(rng: random.Random, mix: str, streams: int) -> tuple[Prompts, int]:
