@@ -17,6 +17,7 @@ from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.packed import pack, unpack
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.paged_batch import Unsupported
+from workers.engine.placement import is_spread
 from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
 from workers.engine.serial import SerialBackend
@@ -52,8 +53,10 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
     own = loaded.model.config._attn_implementation, text._attn_implementation
-    pack(loaded.model)
     try:
+        if is_spread(loaded.model):
+            raise Unsupported("its layers lie on several devices")
+        pack(loaded.model)
         backend = PagedBackend(loaded.model, sampler, budget)
         check(backend, loaded, texts, expected)
         return backend
