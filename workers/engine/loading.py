@@ -48,11 +48,8 @@ def load(spec: EngineSpec) -> Loaded:
     began = time.monotonic()
     with weights_told(spec.say):
         model = _load_weights(spec, device).eval()
-    size = quantization.weight_bytes(model) / 2**20
-    spec.say(
-        f"loaded {model.num_parameters() / 1e6:.1f}M parameters as {model.dtype}, {size:.1f} MiB "
-        f"in {time.monotonic() - began:.1f} s"
-    )
+    took = time.monotonic() - began
+    spec.say(f"loaded {quantization.describe(model)} as {model.dtype} in {took:.1f} s")
     return describe(model, source, spec.max_model_len)
 
 

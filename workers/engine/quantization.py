@@ -59,6 +59,15 @@ def check_applied(asked: str, model: Any) -> None:
         )
 
 
+def describe(model: Any) -> str:
+    """How large it is. Where others pack the weights, only they know how many parameters these are."""
+    size = f"{weight_bytes(model) / 2**20:.1f} MiB"
+    own = method_of(model.config)
+    if own is not None and own not in QUANTIZED_BY.values():
+        return f"{size} of weights, quantised by {own},"
+    return f"{model.num_parameters() / 1e6:.1f}M parameters, {size},"
+
+
 def weight_bytes(model: Any) -> int:
     """What the weights take in memory, scales included. A tensor that several layers share counts once."""
     tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}

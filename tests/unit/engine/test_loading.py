@@ -70,7 +70,7 @@ def test_loading_says_how_far_it_is_and_how_long_it_took(
     total = len(model.state_dict())
     told = [line for line in said if line.startswith("weights:")]
     assert told == [f"weights: {done / total:.0%}, {done} of {total} tensors" for done in range(total)]
-    assert re.fullmatch(r"loaded 0\.1M parameters as torch\.float32, 0\.4 MiB in \d+\.\d s", said[-1])
+    assert re.fullmatch(r"loaded 0\.1M parameters, 0\.4 MiB, as torch\.float32 in \d+\.\d s", said[-1])
 
 
 def test_every_configured_end_token_ends_an_answer() -> None:

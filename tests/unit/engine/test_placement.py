@@ -14,7 +14,7 @@ from tasks.sampling import Sampling
 from tasks.settings import load_settings
 from tests.tiny_models import fast_tokenizer, tiny_model
 from workers import runtime
-from workers.engine import placement
+from workers.engine import loading, placement
 from workers.engine.base import Request
 from workers.engine.batching import BatchingEngine
 from workers.engine.paged import PagedBackend
@@ -39,6 +39,14 @@ def test_what_does_not_fit_on_the_gpus_is_refused() -> None:
         placement.check_placed(SimpleNamespace(hf_device_map=parts))
     placement.check_placed(SimpleNamespace(hf_device_map={"model": 0, "lm_head": 1}))
     placement.check_placed(SimpleNamespace())
+
+
+def test_loading_asks_whether_all_of_the_model_is_on_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    made = SimpleNamespace(hf_device_map={"model": 0, "lm_head": "cpu"})
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", lambda *given, **more: made)
+    with pytest.raises(ValueError, match="1 of 2 parts"):
+        loading._load_weights(EngineSpec(str(tmp_path)), CUDA)
 
 
 def test_the_fullest_gpu_sets_the_size_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,10 @@ def test_what_cannot_be_quantised_is_refused_by_name(folder: Path) -> None:
 def test_a_model_without_linear_layers_is_refused(scheme: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds no layer in GPT2LMHeadModel"):
         load(spec(save("gpt2", tmp_path), scheme))
+
+
+def test_parameters_are_counted_only_where_we_know_how_they_are_packed() -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    assert re.fullmatch(r"0\.1M parameters, 0\.4 MiB,", quantization.describe(model))
+    model.config.quantization_config = {"quant_method": "gptq"}
+    assert quantization.describe(model) == "0.4 MiB of weights, quantised by gptq,"
