@@ -31,7 +31,10 @@ class ModelEntry(BaseModel):
         "none", description="how weights are stored: none (as the checkpoint says), int8, or nf4 (4 bits)"
     )
     device: str = Field("auto", description="auto, cpu or cuda")
-    gpus: list[int] = Field(default=[], description="the GPUs of this model; split evenly over its replicas")
+    gpus: list[int] = Field(
+        default=[],
+        description="its GPUs, split evenly over its replicas; a replica with several spreads the model over them",
+    )
     replicas: int = Field(1, ge=0, le=64, description="worker processes")
     max_num_seqs: int = Field(32, ge=1, le=1024, description="sequences that one worker runs at a time")
     max_model_len: int | None = Field(None, ge=16, description="context in tokens; empty: the model's own")

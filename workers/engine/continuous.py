@@ -22,6 +22,7 @@ from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
 from workers.engine.serial import SerialBackend
 from workers.engine.vocabulary import Vocabulary
+from workers.engine.warmup import warm_up
 
 
 def build(spec: EngineSpec) -> BatchingEngine:
@@ -41,6 +42,7 @@ def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None =
     """An engine around a model in memory. Its context is no longer than its KV cache."""
     backend = _backend(loaded, budget, say)
     limit = min(loaded.profile.max_model_len, backend.capacity)
+    warm_up(backend, loaded, budget, limit)
     grammars = _grammars(loaded)
     profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
     return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
