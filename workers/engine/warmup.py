@@ -1,7 +1,7 @@
 """A full batch before the first job, where it proves something: on a GPU, that a step fits beside the KV cache.
 
-On a CPU it does not: the check at load has read all weights and run every kernel, and the first batch after it takes no
-longer than the next ones.
+On a CPU it does not: the check at load has read all weights and run every kernel, and the first batch after it takes
+about a tenth longer than the next ones.
 """
 
 from __future__ import annotations
