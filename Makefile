@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-compose chaos browser clean
+.PHONY: help up install test check fix pytest test-quant test-compose chaos browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ fix: $(VENV)/.test ## mend what the linter and the formatter can
 
 pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+
+test-quant: $(VENV)/.test ## install what quantises (bitsandbytes: 125 MB) and run the tests that skip themselves without it
+	@$(INSTALL) -e '.[quant]'
+	$(BIN)/python -m pytest tests/unit/engine/test_quantization.py -vv $(ARGS)
 
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)

@@ -54,6 +54,7 @@ def up(
     engine: Annotated[str, typer.Option(help="With --model: transformers or fake.")] = "transformers",
     dtype: Annotated[str, typer.Option(help="With --model: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --model: auto, cpu or cuda.")] = "auto",
+    quantization: Annotated[str, typer.Option(help="With --model: none, int8 or nf4.")] = "none",
     models: Annotated[Path | None, typer.Option(help="What to serve. [PENSTOCK_MODELS, models.toml]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [PENSTOCK_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API; 0: a free one. [PENSTOCK_PORT, 8000]")] = None,
@@ -71,7 +72,7 @@ def up(
         raise BadConfig("--name goes with --model; the models of models.toml have names of their own")
     named = {"models": models, "host": host, "port": port, "flower_port": flower_port, "data_dir": data_dir}
     overrides = {key: value for key, value in named.items() if value is not None}
-    entry = {"engine": engine, "dtype": dtype, "device": device}
+    entry = {"engine": engine, "dtype": dtype, "device": device, "quantization": quantization}
     run(out, Options(model, name, entry, flower), **overrides)
 
 
@@ -171,6 +172,7 @@ def bench_engine(
     engine: Annotated[str, typer.Option(help="transformers or fake.")] = "transformers",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quantization: Annotated[str, typer.Option(help="none, int8 or nf4.")] = "none",
     streams: Annotated[list[int], typer.Option(min=1, help="Requests at once; may be repeated.")] = [1, 8, 32],  # noqa: B006
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt, drawn at random.")] = 32,
     new: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
@@ -183,7 +185,15 @@ def bench_engine(
     from cli.bench import bench as run
     from workers.engine.registry import EngineSpec
 
-    spec = EngineSpec(path, dtype, device, max(streams), prompt + new, lambda line: err.print(line, style="dim"))
+    spec = EngineSpec(
+        path=path,
+        dtype=dtype,
+        device=device,
+        max_num_seqs=max(streams),
+        max_model_len=prompt + new,
+        progress=lambda line: err.print(line, style="dim"),
+        quantization=quantization,
+    )
     run(out, engine, spec, streams, Load(prompt, new, rounds, temperature, seed))
 
 

@@ -20,6 +20,7 @@ from cli.processes import Part
 from tasks.catalog import Catalog, ModelEntry, load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import PREFIX, Settings
+from workers.engine.registry import QUANTIZED_BY
 
 #: Settings that belong to one part, or that the supervisor resolves itself.
 RESOLVED = ("host", "port", "flower_port", "redis_port", "data_dir", "models", "model", "gpus", "threads")
@@ -147,6 +148,8 @@ def check_installed(catalog: Catalog) -> None:
     needed = {"fastapi": "api"}
     if any(entry.engine == "transformers" for entry in catalog.entries.values()):
         needed["torch"] = "worker"
+    used = {entry.quantization for entry in catalog.entries.values()}
+    needed |= {package: "quant" for name, package in QUANTIZED_BY.items() if name in used}
     for module, extra in needed.items():
         if importlib.util.find_spec(module) is None:
             raise BadConfig(f"the package {module} is missing: pip install 'penstock[{extra}]'")

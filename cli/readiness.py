@@ -36,7 +36,11 @@ class Standing:
     def describe(self) -> str:
         """What the start waits for."""
         parts = [] if self.api and (self.loading or not self.whole) else ["the API"]
-        return ", ".join(parts + [f"{name} (loading)" for name in self.loading])
+        return ", ".join(parts + [f"{name} ({self._progress(name)})" for name in self.loading])
+
+    def _progress(self, model: str) -> str:
+        """What the first of its workers said last."""
+        return next((card.progress for card in self.cards if card.model == model and card.progress), "loading")
 
 
 class Probe:

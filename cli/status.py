@@ -57,7 +57,8 @@ def _workers(cards: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if name in ("RUNNING", "LANES", "TOKENS/S", "KV") else "left")
     for card in cards:
         device = card["device"] + (f" {','.join(map(str, card['gpus']))}" if card["gpus"] else "")
-        state = card["state"] + (f": {card['error']}" if card.get("error") else "")
+        told = card.get("error") or card.get("progress")
+        state = card["state"] + (f": {told}" if told else "")
         heard = f"{max(0.0, time.time() - card['heartbeat']):.0f} s ago"
         numbers = _text(card["running"], card["lanes"], round(card["tokens_per_s"]), f"{card['kv_used']:.0%}")
         table.add_row(*map(Text, (card["name"], card["model"], state, device, *numbers, heard)))  # no markup

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -27,8 +27,14 @@ class ModelEntry(BaseModel):
     path: str = Field("", description="a local folder, or a hub id such as Qwen/Qwen3-0.6B; empty for the fake engine")
     engine: str = Field("transformers", description="transformers, or fake (scripted, for tests and load tests)")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none", description="how weights are stored: none (as the checkpoint says), int8, or nf4 (4 bits)"
+    )
     device: str = Field("auto", description="auto, cpu or cuda")
-    gpus: list[int] = Field(default=[], description="the GPUs of this model; split evenly over its replicas")
+    gpus: list[int] = Field(
+        default=[],
+        description="its GPUs, split evenly over its replicas; a replica with several spreads the model over them",
+    )
     replicas: int = Field(1, ge=0, le=64, description="worker processes")
     max_num_seqs: int = Field(32, ge=1, le=1024, description="sequences that one worker runs at a time")
     max_model_len: int | None = Field(None, ge=16, description="context in tokens; empty: the model's own")

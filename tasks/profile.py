@@ -49,7 +49,7 @@ class ModelProfile:
 class WorkerCard:
     """A worker as `/v1/workers` and the CLI show it. Times are seconds since the epoch, rates per second.
 
-    `state` is failed when the model did not load; then `error` says why.
+    `state` is failed when the model did not load; then `error` says why. While it loads, `progress` says how far it is.
     """
 
     name: str
@@ -68,6 +68,7 @@ class WorkerCard:
     tokens_per_s: float = 0.0
     kv_used: float = 0.0
     error: str | None = None
+    progress: str = ""
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""

@@ -137,6 +137,8 @@ def set_up_logging(**_: Any) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("torchao", "bitsandbytes"):  # they warn of kernels that this machine has no use for
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 app.task(generate, name=NAME)

@@ -63,6 +63,7 @@ class WorkerRuntime:
         self.name = name
         self._gpus = gpus
         self._state: Literal["loading", "ready", "draining"] = "loading"
+        self._progress = ""
         self._device = entry.device
         self._started = time.time()
         self._pace = Pace()
@@ -129,6 +130,7 @@ class WorkerRuntime:
             tokens=tokens,
             tokens_per_s=self._pace.tokens_per_s(tokens),
             kv_used=0.0 if load is None else load.kv_used,
+            progress=self._progress if self._state == "loading" else "",
         )
 
     def _drain(self) -> None:
@@ -197,10 +199,13 @@ class WorkerRuntime:
 
     def _build_engine(self) -> Engine:
         entry = self._entry
-        return build(
-            entry.engine,
-            EngineSpec(entry.path, entry.dtype, entry.device, entry.max_num_seqs, entry.max_model_len, log.info),
-        )
+        same = {"path", "dtype", "device", "max_num_seqs", "max_model_len", "quantization"}
+        spec = EngineSpec(**entry.model_dump(include=same), gpus=len(self._gpus), progress=self._note_progress)
+        return build(entry.engine, spec)
+
+    def _note_progress(self, line: str) -> None:
+        log.info(line)
+        self._progress = line
 
     def _find_device(self) -> str:
         """What the loaded engine runs on; only asked after loading, since torch is half imported before."""

@@ -17,10 +17,12 @@ from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.packed import pack, unpack
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.paged_batch import Unsupported
+from workers.engine.placement import is_spread
 from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
 from workers.engine.serial import SerialBackend
 from workers.engine.vocabulary import Vocabulary
+from workers.engine.warmup import warm_up
 
 
 def build(spec: EngineSpec) -> BatchingEngine:
@@ -40,6 +42,7 @@ def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None =
     """An engine around a model in memory. Its context is no longer than its KV cache."""
     backend = _backend(loaded, budget, say)
     limit = min(loaded.profile.max_model_len, backend.capacity)
+    warm_up(backend, loaded, budget, limit)
     grammars = _grammars(loaded)
     profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
     return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
@@ -52,8 +55,10 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
     own = loaded.model.config._attn_implementation, text._attn_implementation
-    pack(loaded.model)
     try:
+        if is_spread(loaded.model):
+            raise Unsupported("its layers lie on several devices")
+        pack(loaded.model)
         backend = PagedBackend(loaded.model, sampler, budget)
         check(backend, loaded, texts, expected)
         return backend

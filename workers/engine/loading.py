@@ -5,17 +5,18 @@ KV cache.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from workers.engine import placement, quantization
 from workers.engine.base import ModelProfile
 from workers.engine.paged import Budget
+from workers.engine.progress import weights_told
 from workers.engine.registry import EngineSpec
 
 DEFAULT_MAX_MODEL_LEN = 4096  # for a model whose configuration names none
@@ -43,14 +44,29 @@ def load(spec: EngineSpec) -> Loaded:
     device = torch.device(_device(spec.device))
     spec.say(f"loading the tokenizer of {spec.path}")
     source: Any = AutoTokenizer.from_pretrained(spec.path)
-    spec.say(f"loading the weights of {spec.path} to {device}, dtype {spec.dtype}")
-    quiet: Any = logging.disable_progress_bar  # untyped
-    quiet()
-    model: Any = AutoModelForCausalLM.from_pretrained(spec.path, dtype=_dtype(spec.dtype))
-    model = model.to(device).eval()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    spec.say(f"loaded {parameters / 1e6:.1f}M parameters as {model.dtype}")
+    spec.say(f"loading the weights of {spec.path} to {device}, dtype {spec.dtype}, quantization {spec.quantization}")
+    began = time.monotonic()
+    with weights_told(spec.say):
+        model = _load_weights(spec, device).eval()
+    took = time.monotonic() - began
+    spec.say(f"loaded {quantization.describe(model)} as {model.dtype} in {took:.1f} s")
     return describe(model, source, spec.max_model_len)
+
+
+def _load_weights(spec: EngineSpec, device: torch.device) -> Any:
+    dtype = _dtype(spec.dtype)
+    config: Any = AutoConfig.from_pretrained(spec.path)
+    computes_in = config.get_text_config().dtype or torch.float32 if dtype == "auto" else dtype
+    scheme = quantization.choose(spec.quantization, config, computes_in)
+    # A scheme of None would overwrite the checkpoint's own.
+    scheme = {"quantization_config": scheme} if scheme is not None else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        spec.path, dtype=dtype, device_map=placement.device_map(device, spec.gpus), **scheme
+    )
+    quantization.check_applied(spec.quantization, model)
+    if device.type == "cuda":
+        placement.check_placed(model)
+    return model
 
 
 def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loaded:
@@ -78,7 +94,7 @@ def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
     cuda = model.device.type == "cuda"
     typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
     wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
-    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+    free = placement.free_memory(model)
     per_token = _kv_bytes_per_token(model)
     affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
     least = min(max_model_len, spec.max_model_len or LEAST_CONTEXT)

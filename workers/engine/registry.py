@@ -15,7 +15,7 @@ from workers.engine.base import Engine
 @dataclass(frozen=True)
 class EngineSpec:
     """What to load and how. `path` is a local folder or a hub id; `progress` is told, in plain lines, what
-    goes on.
+    goes on. `gpus` is how many of them the worker has; 0: nobody said.
     """
 
     path: str
@@ -24,6 +24,8 @@ class EngineSpec:
     max_num_seqs: int = 32
     max_model_len: int | None = None
     progress: Callable[[str], None] | None = None
+    quantization: str = "none"
+    gpus: int = 0
 
     def say(self, line: str) -> None:
         """Report progress, when somebody listens."""
@@ -36,6 +38,8 @@ ENGINES = {
     "fake": "workers.engine.fake",
     "transformers": "workers.engine.continuous",
 }
+#: How weights can be stored -> the package that does it.
+QUANTIZED_BY = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def build(name: str, spec: EngineSpec) -> Engine:
@@ -44,4 +48,6 @@ def build(name: str, spec: EngineSpec) -> Engine:
         raise ValueError(f"no engine is called {name!r}; there are: {', '.join(sorted(ENGINES))}")
     if spec.max_num_seqs < 1:
         raise ValueError(f"max_num_seqs must be at least 1, not {spec.max_num_seqs}")
+    if spec.quantization != "none" and name != "transformers":
+        raise ValueError(f"quantization is for the engine transformers, not for {name}: leave it out")
     return cast(Engine, import_module(ENGINES[name]).build(spec))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.plan import Plan, check_port, parse_gpus, reachable, resolve, split_gpus, write_single
+from cli.plan import Plan, check_installed, check_port, parse_gpus, reachable, resolve, split_gpus, write_single
 from tasks.catalog import Catalog, ModelEntry, load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings
@@ -145,3 +145,12 @@ def test_a_name_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "böse \"name'").mkdir()
     with pytest.raises(BadConfig, match="name"):
         write_single(tmp_path, str(tmp_path / "böse \"name'"), "", {})
+
+
+def test_a_package_that_a_model_needs_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("torchao", "bitsandbytes") else name)
+    check_installed(Catalog([ModelEntry(name="a", path="x/y")]))
+    for quantization, package in (("int8", "torchao"), ("nf4", "bitsandbytes")):
+        entry = ModelEntry.model_validate({"name": "a", "path": "x/y", "quantization": quantization})
+        with pytest.raises(BadConfig, match=rf"the package {package} is missing: pip install 'penstock\[quant\]'"):
+            check_installed(Catalog([entry]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, fast_tokenizer, tiny_model
-from workers.engine import attention
+from workers.engine import attention, progress
 from workers.engine.continuous import assemble
 from workers.engine.loading import describe, load, plan_budget, set_threads
 from workers.engine.paged import Budget
@@ -50,6 +51,26 @@ def test_a_shorter_context_and_another_dtype_can_be_asked_for(folder: Path) -> N
     assert load(dataclasses.replace(spec, max_model_len=10**6)).profile.max_model_len == CONTEXT
     with pytest.raises(ValueError, match="dtype"):
         load(dataclasses.replace(spec, dtype="floaty"))
+
+
+def test_loading_says_how_far_it_is_and_how_long_it_took(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    spec = EngineSpec(str(folder), device="cpu", progress=said.append)
+    load(spec)
+    assert not [line for line in said if line.startswith("weights:")]  # it takes no two seconds
+    model: Any = tiny_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    fast_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    said.clear()
+    load(dataclasses.replace(spec, path=str(tmp_path)))
+    total = len(model.state_dict())
+    told = [line for line in said if line.startswith("weights:")]
+    assert told == [f"weights: {done / total:.0%}, {done} of {total} tensors" for done in range(total)]
+    assert re.fullmatch(r"loaded 0\.1M parameters, 0\.4 MiB, as torch\.float32 in \d+\.\d s", said[-1])
 
 
 def test_every_configured_end_token_ends_an_answer() -> None:

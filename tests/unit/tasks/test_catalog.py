@@ -56,7 +56,8 @@ def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "param"),
     [("max_num_seqs = 0", "max_num_seqs"), ('replicas = "x"', "replicas"), ("max_waiting = -1", "max_waiting"),
-     ("max_model_len = 1", "max_model_len"), ('gpus = "0"', "gpus"), ("gpus = [true, 'x']", "gpus.1")],
+     ("max_model_len = 1", "max_model_len"), ('gpus = "0"', "gpus"), ("gpus = [true, 'x']", "gpus.1"),
+     ('quantization = "int4"', "quantization"), ("tensor_parallel_size = 2", "tensor_parallel_size")],
 )  # fmt: skip
 def test_a_bad_value_is_named(tmp_path: Path, line: str, param: str) -> None:
     assert refuse(write(tmp_path, f"{FAKE}{line}\n"), "model 1 (a)", param).param == param
