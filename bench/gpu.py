@@ -41,7 +41,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }  # fmt: skip
 #: Dense bf16 matrix products and memory bandwidth, from the makers' data sheets: TFLOP/s and TB/s.
-DEVICES = {"H200": (989.0, 4.8), "H100": (989.0, 3.35), "A100": (312.0, 2.0), "L40S": (362.0, 0.864), "L4": (121.0, 0.3)}
+DEVICES = {
+    "H200": (989.0, 4.8),
+    "H100": (989.0, 3.35),
+    "A100": (312.0, 2.0),
+    "L40S": (362.0, 0.864),
+    "L4": (121.0, 0.3),
+}
 PROMPT, NEW = 128, 256
 
 
@@ -108,7 +114,9 @@ def main() -> None:
     most = max(options.streams)
     print(f"{label}, torch {torch.__version__}, {options.dtype}, prompts of {PROMPT} and answers of {NEW} tokens")
     print(f"floors by {tflops} TFLOP/s and {terabytes} TB/s")
-    print("| model | streams | engine | tokens/s, median (spread) | ms per step | floor ms | share of the floor's rate |")
+    print(
+        "| model | streams | engine | tokens/s, median (spread) | ms per step | floor ms | share of the floor's rate |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in options.model:
         for kind in (Ours, Manager, Static, Sequential):
