@@ -35,6 +35,7 @@ class EngineSpec:
 ENGINES = {
     "fake": "workers.engine.fake",
     "transformers": "workers.engine.continuous",
+    "vllm": "workers.engine.vllm",
 }
 
 
