@@ -120,12 +120,12 @@ def tiny_engine(family: str = "llama", **limits: int) -> BatchingEngine:
 
 
 @cache
-def vllm_folder() -> str:
-    """A tiny model's files. Its heads are the smallest that vLLM has attention for on a CPU."""
+def vllm_folder(head_dim: int = 32) -> str:
+    """A tiny model's files. vLLM has no attention for smaller heads on a CPU."""
     from tests.tiny_models import fast_tokenizer, tiny_model
 
     folder = tempfile.mkdtemp(prefix="penstock-tiny-")
-    tiny_model("llama", ends=False, head_dim=32).save_pretrained(folder)
+    tiny_model("llama", ends=False, head_dim=head_dim).save_pretrained(folder)
     fast_tokenizer().save_pretrained(folder)
     return folder
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -203,6 +205,8 @@ def test_the_profile_says_what_the_files_say() -> None:
     assert (profile.chat_template, profile.special_tokens["eos_token"]) == (CHAT_TEMPLATE, END)
     backend: Any = engine._backend
     assert backend._engine.model_config.dtype == torch.float32  # that of the checkpoint, which vLLM would have halved
+    cache = backend._engine.vllm_config.cache_config
+    assert 4 * CONTEXT <= cache.num_gpu_blocks * cache.block_size <= 4 * (CONTEXT + cache.block_size)
     assert lines[-1] == "ready"
     assert any("KV cache for" in line for line in lines)
     engine.close()
@@ -218,6 +222,16 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason() -> None:
         vllm_engine(EngineSpec(vllm_folder(), device="cuda"))
     with pytest.raises(ValueError, match="floaty"):
         vllm_engine(EngineSpec(vllm_folder(), dtype="floaty"))
+    with pytest.raises(RuntimeError, match="head_dim=16"):  # found when it runs, so it is run before it is ready
+        vllm_engine(EngineSpec(vllm_folder(16)))
+
+
+def test_closing_frees_the_weights() -> None:
+    engine = vllm_engine()
+    weights = weakref.ref(vllm_model(engine._backend).model.embed_tokens.weight)
+    engine.close()
+    gc.collect()
+    assert weights() is None
 
 
 def test_it_needs_nothing_of_the_engine_transformers() -> None:

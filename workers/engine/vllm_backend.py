@@ -102,11 +102,9 @@ class VllmBackend:
 
     def forward(self) -> list[Made]:
         self._desk.batch, self._desk.choices = [], {}
-        while self._new:
-            self._desk.batch = self._new[:1]  # whoever asks after a failure learns whose it was
+        while self._new:  # here and not in `add`: what vLLM refuses is a failed step, after which recovery finds it
             self._hand_over(self._desk.sequences[self._new[0]])
             self._new.pop(0)
-        self._desk.batch = []
         return [self._made(output) for output in self._engine.step() if output.outputs[0].token_ids]
 
     def batch(self) -> Sequence[str]:
