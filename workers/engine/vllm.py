@@ -26,8 +26,12 @@ from workers.engine.vocabulary import Vocabulary
 
 #: No child processes, and the model runner whose logits processors `vllm_backend` knows.
 NEEDED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
-#: Unless the environment says otherwise: nothing is reported to vLLM's makers, and the log stays readable.
-WANTED = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+#: Unless the environment says otherwise: nothing is reported to vLLM's makers, and its log is short and on stderr.
+WANTED = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
 CPU_BLOCK = 128  # tokens; vLLM's own choice on a CPU
 
 
