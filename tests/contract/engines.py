@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -125,6 +127,7 @@ def vllm_folder(head_dim: int = 32) -> str:
     from tests.tiny_models import fast_tokenizer, tiny_model
 
     folder = tempfile.mkdtemp(prefix="penstock-tiny-")
+    atexit.register(shutil.rmtree, folder)
     tiny_model("llama", ends=False, head_dim=head_dim).save_pretrained(folder)
     fast_tokenizer().save_pretrained(folder)
     return folder

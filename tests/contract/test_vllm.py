@@ -37,7 +37,7 @@ def make() -> Iterator[Callable[..., Rig]]:
 
 
 def run_on(rig: Rig, *requests: Any) -> dict[str, list[Event]]:
-    """Run to the end through every failure; how often the engine had to recover is left to it."""
+    """Run to the end through every failure."""
     events: dict[str, list[Event]] = {request.rid: [] for request in requests}
     for request in requests:
         rig.engine.submit(request)
@@ -166,8 +166,7 @@ def test_a_sequence_that_vllm_refuses_ends_alone(make: Callable[..., Rig], monke
     expected = rig.run(*good)
     events = run_on(rig, rig.request("bad"), *good)
     assert [(event.finish, event.code) for event in events["bad"]] == [("error", "engine_error")]
-    for request in good:
-        assert outcome(events[request.rid]) == outcome(expected[request.rid])
+    assert all(outcome(events[request.rid]) == outcome(expected[request.rid]) for request in good)
 
 
 def test_vllm_may_neither_end_a_sequence_nor_take_another_token(
@@ -208,7 +207,6 @@ def test_the_profile_says_what_the_files_say() -> None:
     cache = backend._engine.vllm_config.cache_config
     assert 4 * CONTEXT <= cache.num_gpu_blocks * cache.block_size <= 4 * (CONTEXT + cache.block_size)
     assert lines[-1] == "ready"
-    assert any("KV cache for" in line for line in lines)
     engine.close()
     engine = vllm_engine(EngineSpec(vllm_folder(), dtype="bfloat16", max_model_len=100, max_num_seqs=4))
     backend = engine._backend
