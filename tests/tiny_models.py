@@ -72,12 +72,14 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], int, dict[str, Any]]] = {
 
 
 @cache
-def tiny_model(family: str, ends: bool = True) -> Any:
+def tiny_model(family: str, ends: bool = True, head_dim: int = 16) -> Any:
     """A random fp32 model in eval mode; one that never `ends` has no end-of-sequence token."""
     end = byte_tokenizer().token_to_id(END)
     config_class, seed, own = FAMILIES[family]
     ids = {"eos_token_id": end if ends else None, "bos_token_id": None, "pad_token_id": None}
-    config: Any = config_class(vocab_size=end + 1, initializer_range=0.3, **ids, **(_SHAPE | own))
+    config: Any = config_class(
+        vocab_size=end + 1, initializer_range=0.3, **ids, **(_SHAPE | {"head_dim": head_dim} | own)
+    )
     torch.manual_seed(seed)
     build: Any = transformers.AutoModelForCausalLM.from_config  # untyped
     return build(config, attn_implementation="eager").eval()

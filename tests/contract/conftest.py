@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.engines import NAMES, Rig, make
+from tests.contract.engines import NAMES, VLLM, Rig, make
+
+#: What is about one engine alone.
+collect_ignore = ["test_parity.py"] if VLLM else ["test_vllm.py", "test_vllm_worker.py"]
 
 
 @pytest.fixture(scope="module", params=NAMES)

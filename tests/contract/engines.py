@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +23,10 @@ from workers.engine.batching import BatchingEngine
 from workers.engine.registry import EngineSpec, build
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
-NAMES = ["fake", "transformers", "serial", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
+#: vLLM has an environment of its own (`make test-vllm`), in which the engine "transformers" cannot run.
+VLLM = find_spec("vllm") is not None
+OWN = ["fake", "transformers", "serial", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
+NAMES = ["vllm"] if VLLM else OWN
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -103,13 +112,33 @@ def outcome(events: Sequence[Event]) -> tuple[list[int], str, str | None]:
 def tiny_engine(family: str = "llama", **limits: int) -> BatchingEngine:
     """The engine "transformers" on a tiny random model that never ends by itself."""
     from tests.tiny_models import fast_tokenizer, tiny_model
+    from workers.engine.budget import Budget
     from workers.engine.continuous import assemble
     from workers.engine.loading import describe
-    from workers.engine.paged import Budget
 
     loaded = describe(copy.deepcopy(tiny_model(family)), fast_tokenizer())
     budget = {"max_num_seqs": 8, "kv_tokens": 4096, "max_batch_tokens": 256, "page_size": 16} | limits
     return assemble(loaded, Budget(**budget))
+
+
+@cache
+def vllm_folder(head_dim: int = 32) -> str:
+    """A tiny model's files. vLLM has no attention for smaller heads on a CPU."""
+    from tests.tiny_models import fast_tokenizer, tiny_model
+
+    folder = tempfile.mkdtemp(prefix="penstock-tiny-")
+    atexit.register(shutil.rmtree, folder)
+    tiny_model("llama", ends=False, head_dim=head_dim).save_pretrained(folder)
+    fast_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def vllm_engine(spec: EngineSpec | None = None, **arguments: Any) -> BatchingEngine:
+    """The engine "vllm", on the tiny model if nothing else is said; `arguments` are for vLLM itself."""
+    from workers.engine import vllm
+
+    with warnings.catch_warnings(action="ignore"):  # vLLM and what it imports use things that are deprecated
+        return vllm.build(spec or EngineSpec(vllm_folder(), max_num_seqs=8), **arguments)
 
 
 def make(name: str, max_num_seqs: int = 8) -> Rig:
@@ -124,12 +153,25 @@ def make(name: str, max_num_seqs: int = 8) -> Rig:
         return Rig(
             name, build("transformers", spec), lambda number: f"<|user|>Count from {number} to 90.<|end|><|assistant|>"
         )
+    if name == "vllm":
+        engine = vllm_engine(EngineSpec(vllm_folder(), max_num_seqs=max_num_seqs))
+        return Rig(name, engine, lambda number: f"Line number {number} says that water falls.")
     engine = tiny_engine("gemma2" if name == "serial" else "llama", max_num_seqs=max_num_seqs)
     return Rig(name, engine, lambda number: f"Sequence number {number} says that water falls.")
 
 
-#: What runs the model, by engine.
-FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run"}
+#: What runs the model, by engine; with vLLM it is the model itself.
+FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run", "vllm": "forward"}
+
+
+def _forward(rig: Rig) -> tuple[Any, str]:
+    backend: Any = rig.engine._backend
+    return vllm_model(backend) if rig.name == "vllm" else backend, FORWARD[rig.name]
+
+
+def vllm_model(backend: Any) -> Any:
+    """The torch module that vLLM runs."""
+    return backend._runner.model
 
 
 def poison(rig: Rig, rid: str) -> str:
@@ -137,28 +179,27 @@ def poison(rig: Rig, rid: str) -> str:
     if rig.name == "fake":
         return f"{rig.text(0)} [fail_at=2]"
     backend: Any = rig.engine._backend
-    name = FORWARD[rig.name]
-    run = getattr(backend, name)
+    owner, name = _forward(rig)
+    run = getattr(owner, name)
 
-    def fail(*given: Any) -> Any:
-        if rid in (backend.batch() if name == "_run" else [given[0].rid]):
+    def fail(*given: Any, **named: Any) -> Any:
+        if rid in ([given[0].rid] if rig.name == "serial" else backend.batch()):
             raise RuntimeError("made to fail")
-        return run(*given)
+        return run(*given, **named)
 
-    setattr(backend, name, fail)
+    setattr(owner, name, fail)
     return rig.text(0)
 
 
 def fail_once(rig: Rig, error: Exception) -> None:
     """Make the next forward raise, after its batch was scheduled."""
-    backend: Any = rig.engine._backend
-    name = FORWARD[rig.name]
+    owner, name = _forward(rig)
 
-    def fail(*_: Any) -> None:
-        delattr(backend, name)  # the method of the class shows again
+    def fail(*_: Any, **__: Any) -> None:
+        delattr(owner, name)  # the method of the class shows again
         raise error
 
-    setattr(backend, name, fail)
+    setattr(owner, name, fail)
 
 
 def check_recovery(rig: Rig, requests: Sequence[Request], steps: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.contract.engines import (
     SAMPLINGS,
+    VLLM,
     Rig,
     check_recovery,
     fail_once,
@@ -18,6 +19,8 @@ from tests.contract.engines import (
     tokens_of,
 )
 from workers.engine.base import EngineDead
+
+own = pytest.mark.skipif(VLLM, reason="about the engine transformers")
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
@@ -93,6 +96,7 @@ def test_a_lost_device_ends_the_engine(fresh: Rig) -> None:
         fresh.engine.recover()
 
 
+@own
 def test_a_prompt_longer_than_a_forward_is_read_in_parts() -> None:
     prompt = [at * 7 % 256 for at in range(200)]
     whole, parts = (Rig("transformers", tiny_engine(max_batch_tokens=size), str) for size in (512, 32))
@@ -103,6 +107,7 @@ def test_a_prompt_longer_than_a_forward_is_read_in_parts() -> None:
     assert outcome(parts.drain(request)["a"]) == expected
 
 
+@own
 def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     small, large = (Rig("transformers", tiny_engine(kv_tokens=size), str) for size in (160, 4096))
     assert small.engine.profile.max_model_len == 160

@@ -15,9 +15,10 @@ from tests.contract.engines import DEMO
 from tests.tiny_models import FAMILIES, fast_tokenizer, tiny_model
 from workers.engine import attention
 from workers.engine.base import Request
+from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
 from workers.engine.loading import describe
-from workers.engine.paged import Budget, PagedBackend
+from workers.engine.paged import PagedBackend
 from workers.engine.serial import SerialBackend
 from workers.engine.varlen import varlen_attention
 

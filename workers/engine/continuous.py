@@ -11,11 +11,12 @@ import dataclasses
 from collections.abc import Callable
 
 from workers.engine.batching import BatchingEngine
+from workers.engine.budget import Budget, plan_budget
 from workers.engine.check import check, plain_logits, sample_texts
-from workers.engine.constraint import Grammars
-from workers.engine.loading import Loaded, load, plan_budget
+from workers.engine.constraint import grammars_of
+from workers.engine.loading import Loaded, load
 from workers.engine.packed import pack, unpack
-from workers.engine.paged import Budget, PagedBackend
+from workers.engine.paged import PagedBackend
 from workers.engine.paged_batch import Unsupported
 from workers.engine.placement import is_spread
 from workers.engine.registry import EngineSpec
@@ -43,7 +44,7 @@ def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None =
     backend = _backend(loaded, budget, say)
     limit = min(loaded.profile.max_model_len, backend.capacity)
     warm_up(backend, loaded, budget, limit)
-    grammars = _grammars(loaded)
+    grammars = grammars_of(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
     profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
     return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
 
@@ -68,11 +69,3 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
         if say is not None:
             say(f"no continuous batching for this model, its sequences run one after the other: {reason}")
         return SerialBackend(loaded.model, sampler, budget)
-
-
-def _grammars(loaded: Loaded) -> Grammars | None:
-    """None for a tokenizer that llguidance does not know: such a model is served without structured output."""
-    try:
-        return Grammars(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
-    except ValueError:
-        return None

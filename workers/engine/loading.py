@@ -1,6 +1,4 @@
-"""From a folder or a hub id to a model that is ready to run: weights, tokenizer, limits and the size of the
-KV cache.
-"""
+"""From a folder or a hub id to a model that is ready to run: weights, tokenizer and limits."""
 
 from __future__ import annotations
 
@@ -11,26 +9,29 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from workers.engine import placement, quantization
 from workers.engine.base import ModelProfile
-from workers.engine.paged import Budget
 from workers.engine.progress import weights_told
 from workers.engine.registry import EngineSpec
 
 DEFAULT_MAX_MODEL_LEN = 4096  # for a model whose configuration names none
-# On a CPU a forward over more tokens than this would hold up everybody's next token.
-CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 512, 4096
-CPU_KV_SHARE, CUDA_KV_SHARE = 0.3, 0.85
-CPU_TYPICAL_LEN = 1024  # on a CPU the cache holds this much of every sequence; the scheduler copes with longer ones
-LEAST_CONTEXT = 512  # a context that nobody named does not shrink below this
-PAGE_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of a model without its weights. `eos` are the ids that end an answer."""
+
+    config: Any
+    tokenizer: Tokenizer
+    profile: ModelProfile
+    eos: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in memory. `eos` are the ids that end an answer."""
+    """A model in memory; the rest is its description's."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -54,7 +55,7 @@ def load(spec: EngineSpec) -> Loaded:
 
 
 def _load_weights(spec: EngineSpec, device: torch.device) -> Any:
-    dtype = _dtype(spec.dtype)
+    dtype = dtype_of(spec.dtype)
     config: Any = AutoConfig.from_pretrained(spec.path)
     computes_in = config.get_text_config().dtype or torch.float32 if dtype == "auto" else dtype
     scheme = quantization.choose(spec.quantization, config, computes_in)
@@ -71,7 +72,23 @@ def _load_weights(spec: EngineSpec, device: torch.device) -> Any:
 
 def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loaded:
     """A loaded model with what the API must know of it. `source` is a transformers tokenizer."""
-    text = model.config.get_text_config()
+    known = _describe(model.config, model.generation_config, source, max_model_len)
+    return Loaded(model, known.tokenizer, known.profile, known.eos)
+
+
+def describe_files(path: str, max_model_len: int | None = None) -> Description:
+    """The same from the files alone, for an engine that loads the weights itself."""
+    source: Any = AutoTokenizer.from_pretrained(path)
+    config: Any = AutoConfig.from_pretrained(path)
+    try:
+        generation: Any = GenerationConfig.from_pretrained(path)
+    except OSError:  # there is no such file
+        generation = GenerationConfig.from_model_config(config)
+    return _describe(config, generation, source, max_model_len)
+
+
+def _describe(config: Any, generation: Any, source: Any, max_model_len: int | None) -> Description:
+    text = config.get_text_config()
     tokenizer = _backend(source)
     longest = getattr(text, "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
     profile = ModelProfile(
@@ -80,33 +97,9 @@ def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loade
         special_tokens={name: text for name, text in source.special_tokens_map.items() if isinstance(text, str)},
         max_model_len=min(longest, max_model_len or longest),
         vocab_size=text.vocab_size,
-        sampling=_recommended(model.generation_config),
+        sampling=_recommended(generation),
     )
-    return Loaded(model, tokenizer, profile, _end_tokens(model, source))
-
-
-def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
-    """The size of the KV cache: what the sequences can use, within what the device can spare.
-
-    A context that was asked for is a promise, on every worker of the model alike: one that does not fit is a
-    `ValueError`. A context that nobody named shrinks to what there is, within reason.
-    """
-    cuda = model.device.type == "cuda"
-    typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
-    wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
-    free = placement.free_memory(model)
-    per_token = _kv_bytes_per_token(model)
-    affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
-    least = min(max_model_len, spec.max_model_len or LEAST_CONTEXT)
-    if affordable < least + PAGE_SIZE:
-        raise ValueError(
-            f"a context of {least} tokens needs {(least + PAGE_SIZE) * per_token / 2**20:.0f} MiB of KV cache, and "
-            f"{affordable * per_token / 2**20:.0f} MiB of {model.device} may be used for it: free memory"
-            + (", or set a smaller max_model_len" if spec.max_model_len else "")
-        )
-    tokens = min(wanted, affordable)
-    spec.say(f"KV cache for {tokens} tokens, {tokens * per_token / 2**20:.0f} MiB")
-    return Budget(spec.max_num_seqs, tokens, CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, PAGE_SIZE)
+    return Description(config, tokenizer, profile, _end_tokens(generation, source))
 
 
 def set_threads() -> None:
@@ -124,7 +117,8 @@ def _device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(asked: str) -> Any:
+def dtype_of(asked: str) -> Any:
+    """The torch dtype of that name; "auto" stays."""
     if asked == "auto":
         return asked
     dtype = getattr(torch, asked, None)
@@ -148,11 +142,11 @@ def _chat_template(source: Any) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _end_tokens(model: Any, source: Any) -> frozenset[int]:
+def _end_tokens(generation: Any, source: Any) -> frozenset[int]:
     """Chat models often end a turn with another token than the one their tokenizer calls `eos`; both end an
     answer.
     """
-    configured = model.generation_config.eos_token_id
+    configured = generation.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, source.eos_token_id] if token is not None)
 
@@ -163,10 +157,3 @@ def _recommended(config: Any) -> dict[str, float]:
     asked = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     values = penalty | ({"temperature": 0.0} if config.do_sample is False else asked)
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _kv_bytes_per_token(model: Any) -> int:
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(text.num_hidden_layers * 2 * heads * width * model.dtype.itemsize)

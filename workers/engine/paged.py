@@ -9,7 +9,6 @@ pin moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -27,22 +26,13 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 
 from workers.engine.attention import VARLEN, register
 from workers.engine.batching import Made
+from workers.engine.budget import Budget
 from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch, Unsupported
 from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence
 from workers.engine.varlen import VARLEN_PAGE
 
 _NO_LIMIT = 1 << 60
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much runs at once: sequences, tokens in the KV cache, and tokens that one forward computes."""
-
-    max_num_seqs: int
-    kv_tokens: int
-    max_batch_tokens: int
-    page_size: int = 32
 
 
 class Chooses(Protocol):

@@ -37,6 +37,7 @@ class EngineSpec:
 ENGINES = {
     "fake": "workers.engine.fake",
     "transformers": "workers.engine.continuous",
+    "vllm": "workers.engine.vllm",
 }
 #: How weights can be stored -> the package that does it.
 QUANTIZED_BY = {"int8": "torchao", "nf4": "bitsandbytes"}

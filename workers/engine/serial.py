@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from workers.engine.batching import Made
-from workers.engine.paged import Budget
+from workers.engine.budget import Budget
 from workers.engine.sampler import Sampler
 from workers.engine.sequence import LiveSequence
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from tasks.sampling import Sampling
 from workers.engine.base import Request
 from workers.engine.batching import Backend
+from workers.engine.budget import Budget
 from workers.engine.loading import Loaded
-from workers.engine.paged import Budget
 from workers.engine.recovery import is_out_of_memory
 from workers.engine.sequence import LiveSequence
 

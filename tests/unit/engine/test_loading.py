@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, fast_tokenizer, tiny_model
 from workers.engine import attention, progress
+from workers.engine.budget import Budget, plan_budget
 from workers.engine.continuous import assemble
-from workers.engine.loading import describe, load, plan_budget, set_threads
-from workers.engine.paged import Budget
+from workers.engine.loading import describe, load, set_threads
 from workers.engine.registry import EngineSpec, build
 from workers.engine.serial import SerialBackend
 
@@ -115,7 +115,7 @@ def test_the_cache_holds_the_longest_sequence_and_a_share_of_all() -> None:
 
 def test_a_context_that_does_not_fit_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_model("llama")
-    monkeypatch.setattr("workers.engine.loading.CPU_KV_SHARE", 1e-9)
+    monkeypatch.setattr("workers.engine.budget.CPU_KV_SHARE", 1e-9)
     with pytest.raises(ValueError, match="smaller max_model_len"):
         plan_budget(EngineSpec("x", max_model_len=100), model, 100)
     with pytest.raises(ValueError, match="free memory"):

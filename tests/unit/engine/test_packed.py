@@ -10,10 +10,10 @@ from torch import nn
 
 from tests.tiny_models import fast_tokenizer, tiny_model
 from workers.engine import packed
+from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
 from workers.engine.loading import describe
 from workers.engine.packed import PackedLinear, pack, padded, unpack
-from workers.engine.paged import Budget
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ import torch
 from tests.contract.test_parity import check, random_prompts
 from tests.tiny_models import CONTEXT, fast_tokenizer, tiny_model
 from workers.engine import quantization
-from workers.engine.loading import load, plan_budget
+from workers.engine.budget import plan_budget
+from workers.engine.loading import load
 from workers.engine.registry import QUANTIZED_BY, EngineSpec, build
 
 SCHEMES = [
