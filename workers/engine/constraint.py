@@ -90,6 +90,14 @@ class Grammars:
         return Constraint(matcher, field, self._size, self._known)
 
 
+def grammars_of(tokenizer: Tokenizer, vocab_size: int, eos: Collection[int]) -> Grammars | None:
+    """None for a tokenizer that llguidance does not know: such a model is served without structured output."""
+    try:
+        return Grammars(tokenizer, vocab_size, eos)
+    except ValueError:
+        return None
+
+
 def _message(field: str, matcher: LLMatcher) -> str:
     text = readable(matcher.get_error())
     return f"{field}: {_STUCK if text == 'NoExtensionBias' else text}"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from workers.engine.attention import Unsupported
 from workers.engine.batching import BatchingEngine
-from workers.engine.check import check, plain_logits, sample_texts
-from workers.engine.constraint import Grammars
+from workers.engine.check import TOLERANCE, check, plain_logits, sample_texts
+from workers.engine.constraint import grammars_of
 from workers.engine.loading import Loaded, load, plan_budget
 from workers.engine.paged import Budget, PagedBackend
 from workers.engine.registry import EngineSpec
@@ -39,7 +39,7 @@ def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None =
     """An engine around a model in memory. Its context is no longer than its KV cache."""
     backend = _backend(loaded, budget, say)
     limit = min(loaded.profile.max_model_len, backend.capacity)
-    grammars = _grammars(loaded)
+    grammars = grammars_of(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
     profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
     return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
 
@@ -48,23 +48,15 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     """The batching backend where it gives the model's own answers, else the serial one. Warmed up, too."""
     sampler = Sampler(Vocabulary(loaded.tokenizer))
     text = loaded.model.config.get_text_config()
-    texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
+    texts = sample_texts(text.vocab_size, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
     own = loaded.model.config._attn_implementation, text._attn_implementation
     try:
         backend = PagedBackend(loaded.model, sampler, budget)
-        check(backend, loaded, texts, expected)
+        check(backend, loaded.tokenizer, TOLERANCE.get(loaded.model.dtype, 1e-2), texts, expected)
         return backend
     except Unsupported as reason:
         loaded.model.config._attn_implementation, text._attn_implementation = own
         if say is not None:
             say(f"no continuous batching for this model, its sequences run one after the other: {reason}")
         return SerialBackend(loaded.model, sampler, budget)
-
-
-def _grammars(loaded: Loaded) -> Grammars | None:
-    """None for a tokenizer that llguidance does not know: such a model is served without structured output."""
-    try:
-        return Grammars(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
-    except ValueError:
-        return None

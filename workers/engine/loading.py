@@ -56,36 +56,47 @@ def load(spec: EngineSpec) -> Loaded:
 def describe(model: Any, source: Any, max_model_len: int | None = None) -> Loaded:
     """A loaded model with what the API must know of it. `source` is a transformers tokenizer."""
     text = model.config.get_text_config()
-    tokenizer = _backend(source)
     longest = getattr(text, "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
+    config = model.generation_config
+    tokenizer, profile = profile_of(source, min(longest, max_model_len or longest), text.vocab_size, config)
+    return Loaded(model, tokenizer, profile, end_tokens(config.eos_token_id, source))
+
+
+def profile_of(source: Any, max_model_len: int, vocab_size: int, config: Any) -> tuple[Tokenizer, ModelProfile]:
+    """What the API must know of a model, and its tokenizer. `config` has what generation_config.json says."""
+    tokenizer = _backend(source)
     profile = ModelProfile(
         tokenizer=tokenizer.to_str(),
         chat_template=_chat_template(source),
         special_tokens={name: text for name, text in source.special_tokens_map.items() if isinstance(text, str)},
-        max_model_len=min(longest, max_model_len or longest),
-        vocab_size=text.vocab_size,
-        sampling=_recommended(model.generation_config),
+        max_model_len=max_model_len,
+        vocab_size=vocab_size,
+        sampling=_recommended(config),
     )
-    return Loaded(model, tokenizer, profile, _end_tokens(model, source))
+    return tokenizer, profile
 
 
 def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
+    """The size of the KV cache of a transformers model."""
+    return size_cache(spec, model.device, _kv_bytes_per_token(model), max_model_len)
+
+
+def size_cache(spec: EngineSpec, device: torch.device, per_token: int, max_model_len: int) -> Budget:
     """The size of the KV cache: what the sequences can use, within what the device can spare.
 
     A context that was asked for is a promise, on every worker of the model alike: one that does not fit is a
     `ValueError`. A context that nobody named shrinks to what there is, within reason.
     """
-    cuda = model.device.type == "cuda"
+    cuda = device.type == "cuda"
     typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
     wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
-    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
-    per_token = _kv_bytes_per_token(model)
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
     least = min(max_model_len, spec.max_model_len or LEAST_CONTEXT)
     if affordable < least + PAGE_SIZE:
         raise ValueError(
             f"a context of {least} tokens needs {(least + PAGE_SIZE) * per_token / 2**20:.0f} MiB of KV cache, and "
-            f"{affordable * per_token / 2**20:.0f} MiB of {model.device} may be used for it: free memory"
+            f"{affordable * per_token / 2**20:.0f} MiB of {device} may be used for it: free memory"
             + (", or set a smaller max_model_len" if spec.max_model_len else "")
         )
     tokens = min(wanted, affordable)
@@ -132,11 +143,10 @@ def _chat_template(source: Any) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _end_tokens(model: Any, source: Any) -> frozenset[int]:
+def end_tokens(configured: int | list[int] | None, source: Any) -> frozenset[int]:
     """Chat models often end a turn with another token than the one their tokenizer calls `eos`; both end an
     answer.
     """
-    configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, source.eos_token_id] if token is not None)
 
