@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-compose chaos browser clean
+.PHONY: help up install test check fix pytest test-compose test-onnx chaos browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
+test-onnx: .venv-onnx/.test ## the engine `onnx` in .venv-onnx: make exports, run the contract suite (ARGS='-k onnx')
+	.venv-onnx/bin/python -m pytest tests/contract $(ARGS)
+
 chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
 	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
@@ -54,7 +57,7 @@ browser: ## install chromium for the browser tests, where there are any and it i
 	[ "$${CI:-}" != true ]
 
 clean: ## remove .venv, caches and build output; the data directory .penstock stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-onnx build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -74,3 +77,9 @@ $(VENV)/.test: $(INPUTS) | $(BIN)/python
 	@echo "installing Penstock and its test tools into $(VENV) (minutes at the first time)"
 	@$(INSTALL) -e '.[api,worker,flower,dev]'
 	@touch $(VENV)/.run $@
+
+.venv-onnx/.test: $(INPUTS) constraints-onnx.txt
+	@$(MAKE) --no-print-directory VENV=.venv-onnx .venv-onnx/bin/python
+	@echo "installing Penstock and ONNX Runtime into .venv-onnx (minutes at the first time)"
+	@$(subst $(BIN),.venv-onnx/bin,$(INSTALL)) -c constraints-onnx.txt -e '.[api,worker,onnx,dev]'
+	@touch $@

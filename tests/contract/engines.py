@@ -12,12 +12,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from tasks.sampling import Sampling
+from tests.onnx_exports import HAS_BUILDER
 from workers.engine.base import Event, Request
 from workers.engine.batching import BatchingEngine
 from workers.engine.registry import EngineSpec, build
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 NAMES = ["fake", "transformers", "serial", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
+NAMES += ["onnx"] if HAS_BUILDER else []
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -124,12 +126,17 @@ def make(name: str, max_num_seqs: int = 8) -> Rig:
         return Rig(
             name, build("transformers", spec), lambda number: f"<|user|>Count from {number} to 90.<|end|><|assistant|>"
         )
+    if name == "onnx":
+        from tests.onnx_exports import checkpoint, export
+
+        spec = EngineSpec(str(export(checkpoint("llama"))), device="cpu", max_num_seqs=max_num_seqs)
+        return Rig(name, build("onnx", spec), lambda number: f"Sequence number {number} says that water falls.")
     engine = tiny_engine("gemma2" if name == "serial" else "llama", max_num_seqs=max_num_seqs)
     return Rig(name, engine, lambda number: f"Sequence number {number} says that water falls.")
 
 
 #: What runs the model, by engine.
-FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run"}
+FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run", "onnx": "_run"}
 
 
 def poison(rig: Rig, rid: str) -> str:
