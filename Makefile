@@ -39,7 +39,7 @@ pytest: $(VENV)/.test ## the tests alone (ARGS='tests/unit -k lease')
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
-test-onnx: .venv-onnx/.test ## the engine `onnx` in .venv-onnx: make exports, run the contract suite (ARGS='-k onnx')
+test-onnx: .venv-onnx/.onnx ## the engine `onnx` in .venv-onnx: make exports, run the contract suite (ARGS='-k onnx')
 	.venv-onnx/bin/python -m pytest tests/contract $(ARGS)
 
 chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
@@ -78,7 +78,7 @@ $(VENV)/.test: $(INPUTS) | $(BIN)/python
 	@$(INSTALL) -e '.[api,worker,flower,dev]'
 	@touch $(VENV)/.run $@
 
-.venv-onnx/.test: $(INPUTS) constraints-onnx.txt
+.venv-onnx/.onnx: $(INPUTS) constraints-onnx.txt
 	@$(MAKE) --no-print-directory VENV=.venv-onnx .venv-onnx/bin/python
 	@echo "installing Penstock and ONNX Runtime into .venv-onnx (minutes at the first time)"
 	@$(subst $(BIN),.venv-onnx/bin,$(INSTALL)) -c constraints-onnx.txt -e '.[api,worker,onnx,dev]'

@@ -84,6 +84,11 @@ def test_the_context_is_the_exports_own_or_a_shorter_one() -> None:
         assert build("onnx", EngineSpec(spec.path, max_model_len=asked)).profile.max_model_len == given
 
 
+def test_every_end_token_of_the_export_ends_an_answer(tmp_path: Path) -> None:
+    folder = Path(changed(tiny_export(), tmp_path / "ends", lambda model: model.update(eos_token_id=[3, 4])))
+    assert load(EngineSpec(str(folder))).eos >= {3, 4}
+
+
 def test_a_prompt_longer_than_a_forward_is_read_in_parts_while_others_decode() -> None:
     rigs = [Rig("onnx", engine(tiny_export(), max_batch_tokens=size), str) for size in (512, 32)]
     requests = [
@@ -116,16 +121,18 @@ def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     for request in requests:
         small.engine.submit(request)
     events = []
+    graph = small.engine._backend._graph
     while small.engine.has_work():
         events += small.engine.step()
         used.append(small.engine.load().kv_used)
+        assert graph.size[0] * graph.size[1] <= 160
     for request in requests:
         assert outcome([each for each in events if each.rid == request.rid]) == outcome(expected[request.rid])
     assert 0.5 < max(used) <= 1.0
     assert used[-1] == 0.0
 
 
-def test_what_earlier_sequences_left_in_a_row_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_earlier_sequences_left_in_a_row_is_never_read() -> None:
     rig = make("onnx")
     requests = [rig.request(f"{at}", at, max_tokens=20 + at) for at in range(3)]
     expected = {rid: outcome(events) for rid, events in rig.run(*requests).items()}
@@ -163,10 +170,10 @@ def test_a_sequence_whose_logits_are_no_numbers_ends_and_the_others_go_on(monkey
     assert [each.code for each in events if each.rid == "bad" and each.finish] == ["engine_error"]
 
 
-def changed(source: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+def changed(source: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     shutil.copytree(source, folder)
     config = json.loads((folder / "genai_config.json").read_text())
-    change(config["model"]["decoder"])
+    change(config["model"])
     (folder / "genai_config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -176,12 +183,14 @@ def test_what_is_no_export_for_a_cpu_is_refused_with_the_command_that_makes_one(
     with pytest.raises(ValueError, match=rf"genai_config\.json.*{command}"):
         build("onnx", EngineSpec(str(checkpoint("llama"))))
     changes: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "cuda": lambda decoder: decoder["session_options"].update(provider_options=[{"cuda": {}}]),
-        "one graph": lambda decoder: decoder.pop("filename"),
-        "past_key_values.0.key": lambda decoder: decoder["inputs"].update(past_key_names="other.%d.key"),
+        "cuda": lambda model: model["decoder"]["session_options"].update(provider_options=[{"cuda": {}}]),
+        "one graph": lambda model: model["decoder"].pop("filename"),
+        "wants past_key_values.0.key": lambda model: model["decoder"]["inputs"].update(past_key_names="other.%d.key"),
+        "no input past_key_values.2.key": lambda model: model["decoder"].update(num_hidden_layers=3),
+        "batched": lambda model: model["decoder"].update(head_size=8),
     }
     for word, change in changes.items():
-        path = changed(tiny_export(), tmp_path / word.replace(" ", ""), change)
+        path = changed(tiny_export(), tmp_path / word, change)
         with pytest.raises(ValueError, match=rf"{word}.*{command}"):
             build("onnx", EngineSpec(path))
 

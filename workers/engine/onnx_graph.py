@@ -47,7 +47,6 @@ class Graph:
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._names = names
         self._shapes = _cache_shapes(self._session, names)
-        self._positions = names.inputs.get("position_ids")
         (logits,) = [out for out in self._session.get_outputs() if out.name == names.outputs.get("logits")]
         if logits.type != _FLOAT:
             raise ValueError(f"its logits are {logits.type}, and this engine reads {_FLOAT}")
@@ -104,8 +103,6 @@ class Graph:
         ids = torch.tensor(tokens)
         ends = torch.tensor(lengths).unsqueeze(1)
         inputs = {"input_ids": ids, "attention_mask": (torch.arange(max(lengths)) < ends).long()}
-        if self._positions is not None:
-            inputs["position_ids"] = ends - ids.shape[1] + torch.arange(ids.shape[1])
         logits = torch.empty(len(ids), 1 if self._only_last else ids.shape[1], self.vocab_size)
         binding = self._session.io_binding()
         for field, tensor in inputs.items():
@@ -136,14 +133,13 @@ def _cache_shapes(session: Any, names: Names) -> dict[tuple[str, str], tuple[int
         for kind in ("key", "value")
     ]
     given = {each.name: each for each in session.get_inputs()}
-    known = {names.inputs.get(field) for field in ("input_ids", "attention_mask", "position_ids")}
+    known = {names.inputs.get(field) for field in ("input_ids", "attention_mask")}
     pasts = {past for past, _ in pairs}
     for name, each in given.items():
         if name not in known | pasts:
             raise ValueError(f"its graph wants {name}, which this engine does not know")
         if name in pasts and each.type != _FLOAT:
             raise ValueError(f"its keys and values are {each.type}, and this engine keeps {_FLOAT}")
-    for name in (names.inputs.get("input_ids"), names.inputs.get("attention_mask"), *pasts):
-        if name not in given:
-            raise ValueError("its graph has no inputs for tokens, their mask, and the keys and values of every layer")
+    if missing := (known | pasts) - given.keys():
+        raise ValueError(f"its graph has no input {sorted(map(str, missing))[0]}")
     return {pair: (int(given[pair[0]].shape[1]), names.head_size) for pair in pairs}
