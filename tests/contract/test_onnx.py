@@ -1,11 +1,7 @@
-"""The engine "onnx" beside `generate()`, its batches, and what it refuses."""
+"""The engine "onnx" beside `generate()`, and its batches."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.contract.engines import DEMO, Rig, make, outcome
+from tests.contract.engines import DEMO, Rig, make, outcome, tokens_of
 from tests.contract.test_parity import compare, demo_prompts, greedy, random_prompts
 from tests.onnx_exports import HAS_BUILDER, checkpoint, export
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, tiny_model
+from workers.engine.base import Event
 from workers.engine.batching import BatchingEngine
 from workers.engine.onnx import assemble, load
 from workers.engine.onnx_graph import Graph
@@ -84,15 +81,11 @@ def test_the_context_is_the_exports_own_or_a_shorter_one() -> None:
         assert build("onnx", EngineSpec(spec.path, max_model_len=asked)).profile.max_model_len == given
 
 
-def test_every_end_token_of_the_export_ends_an_answer(tmp_path: Path) -> None:
-    folder = Path(changed(tiny_export(), tmp_path / "ends", lambda model: model.update(eos_token_id=[3, 4])))
-    assert load(EngineSpec(str(folder))).eos >= {3, 4}
-
-
 def test_a_prompt_longer_than_a_forward_is_read_in_parts_while_others_decode() -> None:
     rigs = [Rig("onnx", engine(tiny_export(), max_batch_tokens=size), str) for size in (512, 32)]
     requests = [
         rigs[0].request("short", prompt=[9, 8, 7], max_tokens=20),
+        rigs[0].request("next", prompt=[6, 5], max_tokens=20),
         rigs[0].request("a", prompt=[at * 7 % 256 for at in range(200)]),
         rigs[0].request("b", prompt=[at * 11 % 256 for at in range(90)]),
     ]
@@ -103,10 +96,11 @@ def test_a_prompt_longer_than_a_forward_is_read_in_parts_while_others_decode() -
     for request in requests:
         parts_engine.submit(request)
     events = [parts_engine.step() for _ in range(6)]
-    assert [[event.rid for event in of_step] for of_step in events] == [["short"]] * 6
-    parts_engine.cancel("short")  # its row goes to the one that is being read
+    assert [[event.rid for event in of_step] for of_step in events] == [["short", "next"]] * 6
+    parts_engine.cancel("short")  # the next one moves to its row, and the one that is being read to that one's
     rest = rigs[1].drain()
     assert {rid: outcome(rest[rid]) for rid in ("a", "b")} == {rid: outcome(whole[rid]) for rid in ("a", "b")}
+    assert tokens_of(events_of("next", *events)) + tokens_of(rest["next"]) == tokens_of(whole["next"])
 
 
 def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
@@ -121,13 +115,16 @@ def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     for request in requests:
         small.engine.submit(request)
     events = []
-    graph = small.engine._backend._graph
+    backend: Any = small.engine._backend
+    graph = backend._graph
     while small.engine.has_work():
         events += small.engine.step()
+        begun = [rid in {event.rid for event in events} for rid in backend._waiting]
+        assert begun == sorted(begun, reverse=True)  # who had to give way is first in line
         used.append(small.engine.load().kv_used)
         assert graph.size[0] * graph.size[1] <= 160
     for request in requests:
-        assert outcome([each for each in events if each.rid == request.rid]) == outcome(expected[request.rid])
+        assert outcome(events_of(request.rid, events)) == outcome(expected[request.rid])
     assert 0.5 < max(used) <= 1.0
     assert used[-1] == 0.0
 
@@ -166,54 +163,35 @@ def test_a_sequence_whose_logits_are_no_numbers_ends_and_the_others_go_on(monkey
         except FloatingPointError:
             rig.engine.recover()
     for request in good:
-        assert outcome([each for each in events if each.rid == request.rid]) == outcome(whole[request.rid])
+        assert outcome(events_of(request.rid, events)) == outcome(whole[request.rid])
     assert [each.code for each in events if each.rid == "bad" and each.finish] == ["engine_error"]
 
 
-def changed(source: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
-    shutil.copytree(source, folder)
-    config = json.loads((folder / "genai_config.json").read_text())
-    change(config["model"])
-    (folder / "genai_config.json").write_text(json.dumps(config))
-    return str(folder)
+def events_of(rid: str, *steps: list[Event]) -> list[Event]:
+    return [event for step in steps for event in step if event.rid == rid]
 
 
-def test_what_is_no_export_for_a_cpu_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    command = r"onnxruntime_genai\.models\.builder"
-    with pytest.raises(ValueError, match=rf"genai_config\.json.*{command}"):
-        build("onnx", EngineSpec(str(checkpoint("llama"))))
-    changes: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "cuda": lambda model: model["decoder"]["session_options"].update(provider_options=[{"cuda": {}}]),
-        "one graph": lambda model: model["decoder"].pop("filename"),
-        "wants past_key_values.0.key": lambda model: model["decoder"]["inputs"].update(past_key_names="other.%d.key"),
-        "no input past_key_values.2.key": lambda model: model["decoder"].update(num_hidden_layers=3),
-        "batched": lambda model: model["decoder"].update(head_size=8),
-    }
-    for word, change in changes.items():
-        path = changed(tiny_export(), tmp_path / word, change)
-        with pytest.raises(ValueError, match=rf"{word}.*{command}"):
-            build("onnx", EngineSpec(path))
+def test_a_failing_step_is_blamed_on_those_that_were_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("onnx", engine(tiny_export(), max_num_seqs=2), str)
+    backend: Any = rig.engine._backend
 
+    def fail(*given: Any) -> None:
+        raise RuntimeError("made to fail")
 
-@pytest.mark.parametrize(("field", "value"), [("device", "cuda"), ("dtype", "bfloat16"), ("dtype", "float16")])
-def test_a_device_or_dtype_that_it_has_not_is_refused_by_name(field: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"{field} = '{value}'"):
-        build("onnx", EngineSpec(str(tiny_export()), **{field: value}))
-
-
-def test_a_graph_whose_batches_answer_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Graph.run
-
-    def careless(self: Graph, first: int, tokens: Any, lengths: Any) -> Any:  # a padded row reads its padding
-        return run(self, first, tokens, [max(lengths)] * len(lengths))
-
-    monkeypatch.setattr(Graph, "run", careless)
-    with pytest.raises(ValueError, match="batched"):
-        build("onnx", EngineSpec(str(tiny_export())))
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(tiny_export())
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r"penstock\[onnx\]"):
-        build("onnx", EngineSpec(path))
+    for at in range(3):
+        rig.engine.submit(rig.request(f"{at}", prompt=[at + 5, 6, 7]))
+    rig.engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(Graph, "run", fail)
+        with pytest.raises(RuntimeError):
+            rig.engine.step()
+    assert backend.batch() == ["0", "1"]
+    rig.engine.recover()
+    rig.engine.step()
+    rig.engine.cancel("1")
+    rig.engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(backend.sampler, "choose", fail)
+        with pytest.raises(RuntimeError):
+            rig.engine.step()
+    assert backend.batch() == ["0", "2"]

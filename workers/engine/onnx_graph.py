@@ -112,10 +112,7 @@ class Graph:
             _bind(binding.bind_input, past, rows)
             _bind(binding.bind_output, present, rows)
         _bind(binding.bind_output, self._names.outputs["logits"], logits)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime's own are nothing but exceptions
-            raise RuntimeError(f"ONNX Runtime: {error}") from error
+        self._session.run_with_iobinding(binding)
         return logits[:, -1]
 
 
