@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.plan import Plan, check_port, parse_gpus, reachable, resolve, split_gpus, write_single
+from cli.plan import Plan, check_installed, check_port, parse_gpus, reachable, resolve, split_gpus, write_single
 from tasks.catalog import Catalog, ModelEntry, load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings
@@ -145,3 +145,20 @@ def test_a_name_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "böse \"name'").mkdir()
     with pytest.raises(BadConfig, match="name"):
         write_single(tmp_path, str(tmp_path / "böse \"name'"), "", {})
+
+
+@pytest.mark.parametrize(
+    ("engine", "absent", "remedy"),
+    [
+        ("transformers", {"torch"}, r"torch .*penstock\[worker\]"),
+        ("onnx", {"torch", "onnxruntime"}, r"torch .*penstock\[worker\]"),
+        ("onnx", {"onnxruntime"}, r"onnxruntime .*penstock\[onnx\]"),
+    ],
+)
+def test_a_package_that_an_engine_needs_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, engine: str, absent: set[str], remedy: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else object())
+    check_installed(Catalog([ModelEntry(name="scripted", engine="fake")]))
+    with pytest.raises(BadConfig, match=remedy):
+        check_installed(Catalog([ModelEntry(name="a", engine=engine, path="x")]))
