@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,9 @@ def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     graph = backend._graph
     while small.engine.has_work():
         events += small.engine.step()
-        begun = [rid in {event.rid for event in events} for rid in backend._waiting]
-        assert begun == sorted(begun, reverse=True)  # who had to give way is first in line
+        assert list(backend._waiting) == sorted(backend._waiting)  # who came last gives way, to the front of the line
+        running = [row.sequence.rid for row in backend._rows]
+        assert max(running, default="") < min(backend._waiting, default="9")
         used.append(small.engine.load().kv_used)
         assert graph.size[0] * graph.size[1] <= 160
     for request in requests:
@@ -165,6 +167,14 @@ def test_a_sequence_whose_logits_are_no_numbers_ends_and_the_others_go_on(monkey
     for request in good:
         assert outcome(events_of(request.rid, events)) == outcome(whole[request.rid])
     assert [each.code for each in events if each.rid == "bad" and each.finish] == ["engine_error"]
+
+
+def test_closing_frees_the_weights() -> None:
+    running = engine(tiny_export())
+    backend: Any = running._backend
+    session = weakref.ref(backend._graph._session)
+    running.close()
+    assert session() is None
 
 
 def events_of(rid: str, *steps: list[Event]) -> list[Event]:
