@@ -24,7 +24,7 @@ class Onnx:
         model.save_pretrained(source)
         words = {f"w{token} ": token for token in range(model.config.vocab_size)}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0 "))
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w0 ").save_pretrained(source)
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(export)]
         command += ["-p", precision, "-e", "cpu", "--extra_options", "prune_lm_head=true"]
         subprocess.run(command, check=True, capture_output=True)

@@ -53,6 +53,7 @@ class Graph:
         self.vocab_size = int(logits.shape[-1])
         self._only_last = logits.shape[1] == 1
         self._caches: dict[tuple[str, str], Tensor] = {}
+        self._bindings: dict[tuple[int, int], Any] = {}
         self.free()
 
     @property
@@ -69,6 +70,7 @@ class Graph:
         """Give the rectangle back."""
         self._rows = self._length = 0
         self._caches = {}
+        self._bindings = {}
 
     def close(self) -> None:
         """Free the weights, too."""
@@ -83,6 +85,7 @@ class Graph:
             if all(kept):
                 new[: kept[0], :, : kept[1]] = self._caches[name][: kept[0], :, : kept[1]]
             self._caches[name] = new
+        self._bindings = {}
         self._rows, self._length = rows, length
 
     @property
@@ -104,16 +107,22 @@ class Graph:
         ends = torch.tensor(lengths).unsqueeze(1)
         inputs = {"input_ids": ids, "attention_mask": (torch.arange(max(lengths)) < ends).long()}
         logits = torch.empty(len(ids), 1 if self._only_last else ids.shape[1], self.vocab_size)
-        binding = self._session.io_binding()
+        binding = self._binding(first, len(ids))
         for field, tensor in inputs.items():
             _bind(binding.bind_input, self._names.inputs[field], tensor)
-        for (past, present), cache in self._caches.items():
-            rows = cache[first : first + len(ids)]
-            _bind(binding.bind_input, past, rows)
-            _bind(binding.bind_output, present, rows)
         _bind(binding.bind_output, self._names.outputs["logits"], logits)
         self._session.run_with_iobinding(binding)
         return logits[:, -1]
+
+    def _binding(self, first: int, count: int) -> Any:
+        """With the keys and values of these rows. Kept, for at one row it costs as much as half of a small forward."""
+        if (first, count) not in self._bindings:
+            binding = self._bindings[first, count] = self._session.io_binding()
+            for (past, present), cache in self._caches.items():
+                rows = cache[first : first + count]
+                _bind(binding.bind_input, past, rows)
+                _bind(binding.bind_output, present, rows)
+        return self._bindings[first, count]
 
 
 def _bind(bind: Any, name: str, tensor: Tensor) -> None:
