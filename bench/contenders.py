@@ -22,7 +22,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig
 
 from tasks.profile import ModelProfile
 from tasks.sampling import Sampling
-from workers.engine.base import Request
+from workers.engine.base import Engine, Request
 from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
 from workers.engine.loading import Loaded
@@ -38,7 +38,9 @@ SHAPES = {
 
 
 def random_model(shape: str, context: int = 4096) -> Any:
-    """A random fp32 model of one of `SHAPES`."""
+    """A random fp32 model of one of `SHAPES`, or the demo model."""
+    if shape == "demo":
+        return LlamaForCausalLM.from_pretrained(Path(__file__).parents[1] / "models/demo", dtype=torch.float32).eval()
     hidden, layers, heads, key_heads, forward, vocabulary = SHAPES[shape]
     config = LlamaConfig(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
@@ -75,6 +77,23 @@ class Contender(Protocol):
         """End what was started."""
 
 
+def drive(engine: Engine, prompts: Prompts, new: int) -> Run:
+    """Step an engine of ours until every prompt has its answer."""
+    begin = time.perf_counter()
+    sampling = Sampling(max_tokens=new, seed=0, temperature=0.0, ignore_eos=True)
+    for number, prompt in enumerate(prompts):
+        engine.submit(Request(str(number), prompt, sampling))
+    first: dict[str, float] = {}
+    tokens = 0
+    while engine.has_work():
+        events = engine.step()
+        now = time.perf_counter() - begin
+        for event in events:
+            first.setdefault(event.rid, now)
+            tokens += len(event.tokens)
+    return Run(time.perf_counter() - begin, list(first.values()), tokens)
+
+
 class Ours:
     """Our engine, step by step, as a worker drives it. `host_s` is what was not spent in the model's own forward."""
 
@@ -96,20 +115,10 @@ class Ours:
         backend._model = self._timed(backend._model)
 
     def run(self, prompts: Prompts, new: int) -> Run:
-        begin, self._forward_s = time.perf_counter(), 0.0
-        for number, prompt in enumerate(prompts):
-            self.engine.submit(Request(str(number), prompt, Sampling(max_tokens=new, seed=0, temperature=0.0)))
-        first: dict[str, float] = {}
-        tokens = 0
-        while self.engine.has_work():
-            events = self.engine.step()
-            now = time.perf_counter() - begin
-            for event in events:
-                first.setdefault(event.rid, now)
-                tokens += len(event.tokens)
-        seconds = time.perf_counter() - begin
-        self.host_s = seconds - self._forward_s
-        return Run(seconds, list(first.values()), tokens)
+        self._forward_s = 0.0
+        run = drive(self.engine, prompts, new)
+        self.host_s = run.seconds - self._forward_s
+        return run
 
     def close(self) -> None:
         self.engine.close()

@@ -15,9 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from contenders import SHAPES, Contender, Manager, Ours, Prompts, Run, Sequential, Static, Vllm, random_model
+from exported import Onnx
 
 #: Name: what each prompt of n streams has, and how many tokens each answer gets.
 MIXES = {
@@ -30,16 +32,16 @@ MIXES = {
 KV_TOKENS = 131072
 
 
-def draw(rng: random.Random, mix: str, streams: int) -> tuple[Prompts, int]:
+def draw(rng: random.Random, mix: str, streams: int, vocabulary: int) -> tuple[Prompts, int]:
     """Prompts that share nothing."""
     lengths, new = MIXES[mix]
-    return [[rng.randrange(4096) for _ in range(length)] for length in lengths(streams)], new
+    return [[rng.randrange(vocabulary) for _ in range(length)] for length in lengths(streams)], new
 
 
 @contextmanager
-def contenders(options: argparse.Namespace) -> Iterator[list[Contender]]:
+def contenders(options: argparse.Namespace, model: Any) -> Iterator[list[Contender]]:
     """All of them, loaded."""
-    model, most = random_model(options.model), max(options.streams)
+    most = max(options.streams)
     kinds = {kind.name: kind for kind in (Ours, Manager, Sequential, Static)}
     loaded: list[Contender] = [
         kind(model, most, KV_TOKENS) for name, kind in kinds.items() if name not in options.without
@@ -48,6 +50,8 @@ def contenders(options: argparse.Namespace) -> Iterator[list[Contender]]:
         if options.vllm:
             model.save_pretrained(folder)
             loaded.append(Vllm(options.vllm, Path(folder), most, KV_TOKENS))
+        if options.onnx:
+            loaded.insert(1, Onnx(model, Path(folder) / "onnx", most))
         try:
             yield loaded
         finally:
@@ -69,7 +73,10 @@ def compare(runs: dict[str, list[Run]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", choices=SHAPES, default="llama-s", help="shape of the random model (default llama-s)"
+        "--model",
+        choices=[*SHAPES, "demo"],
+        default="llama-s",
+        help="shape of the random model (default llama-s), or demo",
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64], help="requests at once (default 1 8 64)")
     parser.add_argument("--mix", choices=MIXES, nargs="+", default=["short"], help="lengths (default short)")
@@ -79,6 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--vllm", default="", metavar="PYTHON", help="the Python of an environment with vLLM; default: without"
     )
+    parser.add_argument("--onnx", action="store_true", help="our engine onnx, too: needs onnxruntime-genai")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -87,13 +95,15 @@ def main() -> None:
     print(
         "| mix | streams | engine | tokens/s, median (spread) | TTFT mean ms | ours / it |\n|---|---|---|---|---|---|"
     )
-    with contenders(options) as loaded:
+    model = random_model(options.model)
+    vocabulary = min(4096, model.config.vocab_size)
+    with contenders(options, model) as loaded:
         for mix in options.mix:
             for streams in options.streams:
                 runs: dict[str, list[Run]] = {each.name: [] for each in loaded}
                 host = []
                 for number in range(options.rounds + 1):  # the first one warms up
-                    prompts, new = draw(rng, mix, streams)
+                    prompts, new = draw(rng, mix, streams, vocabulary)
                     for each in loaded:
                         run = each.run(prompts, new)
                         if number:

@@ -51,7 +51,7 @@ Model = Annotated[str, typer.Option(help="The model's name; by default the first
 def up(
     model: Annotated[str, typer.Option(help="Serve this folder or hub id instead of models.toml.")] = "",
     name: Annotated[str, typer.Option(help="With --model: the name that clients use.")] = "",
-    engine: Annotated[str, typer.Option(help="With --model: transformers or fake.")] = "transformers",
+    engine: Annotated[str, typer.Option(help="With --model: transformers, onnx or fake.")] = "transformers",
     dtype: Annotated[str, typer.Option(help="With --model: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --model: auto, cpu or cuda.")] = "auto",
     quantization: Annotated[str, typer.Option(help="With --model: none, int8 or nf4.")] = "none",
@@ -169,7 +169,7 @@ def _bench() -> None:
 )
 def bench_engine(
     path: Annotated[str, typer.Argument(help="The model: a folder or a hub id.")],
-    engine: Annotated[str, typer.Option(help="transformers or fake.")] = "transformers",
+    engine: Annotated[str, typer.Option(help="transformers, onnx or fake.")] = "transformers",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none, int8 or nf4.")] = "none",

@@ -146,8 +146,11 @@ def check_port(host: str, port: int, setting: str, chosen: set[int]) -> int:
 def check_installed(catalog: Catalog) -> None:
     """Refuse to start what cannot run for want of a package."""
     needed = {"fastapi": "api"}
-    if any(entry.engine == "transformers" for entry in catalog.entries.values()):
+    engines = {entry.engine for entry in catalog.entries.values()}
+    if engines & {"transformers", "onnx"}:
         needed["torch"] = "worker"
+    if "onnx" in engines:
+        needed["onnxruntime"] = "onnx"
     used = {entry.quantization for entry in catalog.entries.values()}
     needed |= {package: "quant" for name, package in QUANTIZED_BY.items() if name in used}
     for module, extra in needed.items():

@@ -25,7 +25,10 @@ class ModelEntry(BaseModel):
 
     name: str = Field(description="the name that clients use")
     path: str = Field("", description="a local folder, or a hub id such as Qwen/Qwen3-0.6B; empty for the fake engine")
-    engine: str = Field("transformers", description="transformers, vllm, or fake (scripted, for tests and load tests)")
+    engine: str = Field(
+        "transformers",
+        description="transformers, vllm, onnx (exports, on a CPU), or fake (scripted, for tests and load tests)",
+    )
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none", description="how weights are stored: none (as the checkpoint says), int8, or nf4 (4 bits)"

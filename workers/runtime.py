@@ -211,7 +211,8 @@ class WorkerRuntime:
         """What the loaded engine runs on; only asked after loading, since torch is half imported before."""
         if self._device == "auto":
             torch = sys.modules.get("torch")
-            self._device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+            cuda = self._entry.engine != "onnx" and torch is not None and torch.cuda.is_available()
+            self._device = "cuda" if cuda else "cpu"
         return self._device
 
     def _spawn(self, name: str, body: Callable[[], None]) -> threading.Thread:

@@ -18,6 +18,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tasks.sampling import Sampling
+from tests.onnx_exports import HAS_BUILDER
 from workers.engine.base import Event, Request
 from workers.engine.batching import BatchingEngine
 from workers.engine.registry import EngineSpec, build
@@ -27,6 +28,7 @@ DEMO = Path(__file__).parents[2] / "models" / "demo"
 VLLM = find_spec("vllm") is not None
 OWN = ["fake", "transformers", "serial", *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
 NAMES = ["vllm"] if VLLM else OWN
+NAMES += ["onnx"] if HAS_BUILDER else []
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -156,12 +158,24 @@ def make(name: str, max_num_seqs: int = 8) -> Rig:
     if name == "vllm":
         engine = vllm_engine(EngineSpec(vllm_folder(), max_num_seqs=max_num_seqs))
         return Rig(name, engine, lambda number: f"Line number {number} says that water falls.")
+    if name == "onnx":
+        from tests.onnx_exports import checkpoint, export
+
+        spec = EngineSpec(str(export(checkpoint("llama"))), device="cpu", max_num_seqs=max_num_seqs)
+        return Rig(name, build("onnx", spec), lambda number: f"Sequence number {number} says that water falls.")
     engine = tiny_engine("gemma2" if name == "serial" else "llama", max_num_seqs=max_num_seqs)
     return Rig(name, engine, lambda number: f"Sequence number {number} says that water falls.")
 
 
 #: What runs the model, by engine; with vLLM it is the model itself.
-FORWARD = {"fake": "_make", "serial": "_advance", "transformers": "_run", "demo": "_run", "vllm": "forward"}
+FORWARD = {
+    "fake": "_make",
+    "serial": "_advance",
+    "transformers": "_run",
+    "demo": "_run",
+    "onnx": "_run",
+    "vllm": "forward",
+}
 
 
 def _forward(rig: Rig) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from tasks.sampling import Sampling
 from tests.contract.engines import DEMO
 from tests.tiny_models import FAMILIES, fast_tokenizer, tiny_model
 from workers.engine import attention
-from workers.engine.base import Request
+from workers.engine.base import Engine, Request
 from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
 from workers.engine.loading import describe
@@ -53,6 +53,10 @@ def reference(model: Any, prompts: list[list[int]]) -> dict[int, list[int]]:
 def engine_answers(model: Any, source: Any, prompts: dict[int, list[int]], backend: type) -> dict[int, list[int]]:
     engine = assemble(describe(copy.deepcopy(model), source), Budget(16, 2048, 128))
     assert isinstance(engine._backend, backend)
+    return greedy(engine, prompts)
+
+
+def greedy(engine: Engine, prompts: dict[int, list[int]]) -> dict[int, list[int]]:
     for number, prompt in prompts.items():
         engine.submit(Request(str(number), prompt, Sampling(max_tokens=NEW_TOKENS, seed=0, temperature=0.0)))
     answers: dict[int, list[int]] = {number: [] for number in prompts}
@@ -62,17 +66,24 @@ def engine_answers(model: Any, source: Any, prompts: dict[int, list[int]], backe
     return answers
 
 
-@torch.inference_mode()
 def check(model: Any, source: Any, prompts: list[list[int]], backend: type = PagedBackend) -> None:
+    compare(model, prompts, lambda asked: engine_answers(model, source, asked, backend))
+
+
+@torch.inference_mode()
+def compare(
+    model: Any, prompts: list[list[int]], answer: Callable[[dict[int, list[int]]], dict[int, list[int]]]
+) -> None:
+    """What `answer` says to prompts is what the model's `generate()` says."""
     expected = reference(model, prompts)
     assert len(expected) >= WANTED
-    answers = engine_answers(model, source, {number: prompts[number] for number in expected}, backend)
-    for number, answer in answers.items():
-        if answer == expected[number]:
+    answers = answer({number: prompts[number] for number in expected})
+    for number, found in answers.items():
+        if found == expected[number]:
             continue
-        same = next(at for at, pair in enumerate(zip(answer, expected[number], strict=False)) if pair[0] != pair[1])
-        logits = model(torch.tensor([prompts[number] + answer[:same]])).logits[0, -1]
-        assert abs(logits[answer[same]] - logits[expected[number][same]]) < UNDECIDED, f"prompt {number}, token {same}"
+        same = next(at for at, pair in enumerate(zip(found, expected[number], strict=False)) if pair[0] != pair[1])
+        logits = model(torch.tensor([prompts[number] + found[:same]])).logits[0, -1]
+        assert abs(logits[found[same]] - logits[expected[number][same]]) < UNDECIDED, f"prompt {number}, token {same}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,7 +153,10 @@ def test_the_demo_model_answers_as_generate_does() -> None:
 
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
     source = AutoTokenizer.from_pretrained(DEMO)
+    check(model, source, demo_prompts(source))
+
+
+def demo_prompts(source: Any) -> list[list[int]]:
     asked = [f"Count from {first} to {first + 20}." for first in range(40)] + ["Tell me a story."]
     asked += [f"Count down from {first} to {first - 20}." for first in range(40, 80)]
-    prompts = [source.encode(f"<|user|>{text}<|end|><|assistant|>", add_special_tokens=False) for text in asked]
-    check(model, source, prompts)
+    return [source.encode(f"<|user|>{text}<|end|><|assistant|>", add_special_tokens=False) for text in asked]

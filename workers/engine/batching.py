@@ -17,8 +17,11 @@ from workers.engine.recovery import Recovery
 from workers.engine.sequence import LiveSequence
 from workers.engine.validation import validate
 
-if TYPE_CHECKING:  # llguidance and numpy, which an engine without grammars does not need
+if TYPE_CHECKING:  # an engine without a model or without grammars does not need torch, numpy and llguidance
+    from torch import Tensor
+
     from workers.engine.constraint import Constraint, Grammars
+    from workers.engine.sampler import Choice
 
 
 class Made(NamedTuple):
@@ -27,6 +30,13 @@ class Made(NamedTuple):
     rid: str
     token: int
     logprob: TokenLogprob | None = None
+
+
+class Chooses(Protocol):
+    """What chooses the next tokens: the sampler."""
+
+    def choose(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[Choice]:
+        """One token per row of `logits` [rows, vocabulary], which may be written to."""
 
 
 class Backend(Protocol):

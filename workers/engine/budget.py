@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from workers.engine import placement
 from workers.engine.registry import EngineSpec
 
@@ -27,22 +29,26 @@ class Budget:
 
 
 def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
-    """The size of the KV cache: what the sequences can use, within what the device can spare.
+    """The size of the KV cache of a transformers model."""
+    free, per_token = placement.free_memory(model), kv_bytes_per_token(model)
+    return size_cache(spec, model.device, free, per_token, max_model_len)
+
+
+def size_cache(spec: EngineSpec, device: torch.device, free: int, per_token: int, max_model_len: int) -> Budget:
+    """The size of a KV cache: what the sequences can use, within what the device can spare of its free bytes.
 
     A context that was asked for is a promise, on every worker of the model alike: one that does not fit is a
     `ValueError`. A context that nobody named shrinks to what there is, within reason.
     """
-    cuda = model.device.type == "cuda"
+    cuda = device.type == "cuda"
     typical = max_model_len if cuda else min(max_model_len, CPU_TYPICAL_LEN)
     wanted = max(spec.max_num_seqs * typical, max_model_len + PAGE_SIZE)
-    free = placement.free_memory(model)
-    per_token = kv_bytes_per_token(model)
     affordable = int(free * (CUDA_KV_SHARE if cuda else CPU_KV_SHARE)) // per_token
     least = min(max_model_len, spec.max_model_len or LEAST_CONTEXT)
     if affordable < least + PAGE_SIZE:
         raise ValueError(
             f"a context of {least} tokens needs {(least + PAGE_SIZE) * per_token / 2**20:.0f} MiB of KV cache, and "
-            f"{affordable * per_token / 2**20:.0f} MiB of {model.device} may be used for it: free memory"
+            f"{affordable * per_token / 2**20:.0f} MiB of {device} may be used for it: free memory"
             + (", or set a smaller max_model_len" if spec.max_model_len else "")
         )
     tokens = min(wanted, affordable)

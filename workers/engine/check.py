@@ -8,29 +8,28 @@ each other, get the logits that the model gives without any cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tasks.sampling import Sampling
 from workers.engine.base import Request
-from workers.engine.loading import Loaded
-from workers.engine.paged import PagedBackend
+from workers.engine.batching import Backend, Chooses
 from workers.engine.paged_batch import Unsupported
 from workers.engine.recovery import is_fatal, is_out_of_memory
 from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence
 
-_ANSWER = 3  # tokens of each text that are decoded one by one
+ANSWER = 3  # tokens of each text that are decoded one by one
 _PART = 24  # tokens of one forward, so that the longer text is read in parts
 #: How far a logit may be off, as a share of the standard deviation of all of them.
-_TOLERANCE = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 5e-1}
+TOLERANCE = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 5e-1}
 
 
-def sample_texts(model: Any, longest: int) -> list[list[int]]:
-    """Two texts of arbitrary tokens, the second longer than a page if `longest` allows."""
-    size = model.config.get_text_config().vocab_size
+def sample_texts(size: int, longest: int) -> list[list[int]]:
+    """Two texts of arbitrary tokens out of `size`, the second longer than a page if `longest` allows."""
     lengths = (min(11, longest), min(43, longest))
     return [[(number * 7919 + at * 104729) % size for at in range(length)] for number, length in enumerate(lengths, 1)]
 
@@ -39,20 +38,32 @@ def sample_texts(model: Any, longest: int) -> list[list[int]]:
 def plain_logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """The logits [answer tokens, vocabulary] from which each text's last tokens would be chosen."""
     return [
-        model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0, -_ANSWER - 1 : -1].float()
+        model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0, -ANSWER - 1 : -1].float()
         for text in texts
     ]
 
 
-def check(backend: PagedBackend, loaded: Loaded, texts: Sequence[Sequence[int]], expected: Sequence[Tensor]) -> None:
+class Checked(Backend, Protocol):
+    """A backend whose sampler and parts can be changed for a while."""
+
+    sampler: Chooses
+    max_batch_tokens: int
+
+
+def check(
+    backend: Checked,
+    tokenizer: Tokenizer,
+    tolerance: float,
+    texts: Sequence[Sequence[int]],
+    expected: Sequence[Tensor],
+) -> None:
     """Raises `Unsupported`. As the first use of the backend it also warms it up."""
     recorder = _Recorder(texts)
     own = backend.sampler, backend.max_batch_tokens
     backend.sampler, backend.max_batch_tokens = recorder, min(_PART, own[1])
-    sampling = Sampling(max_tokens=_ANSWER, seed=0)
+    sampling = Sampling(max_tokens=ANSWER, seed=0)
     sequences = [
-        LiveSequence(Request(str(number), text[:-_ANSWER], sampling), loaded.tokenizer, ())
-        for number, text in enumerate(texts)
+        LiveSequence(Request(str(number), text[:-ANSWER], sampling), tokenizer, ()) for number, text in enumerate(texts)
     ]
     try:
         for sequence in sequences:
@@ -71,7 +82,7 @@ def check(backend: PagedBackend, loaded: Loaded, texts: Sequence[Sequence[int]],
         backend.sampler, backend.max_batch_tokens = own
     for found, wanted in zip(recorder.logits, expected, strict=True):
         off = float((torch.stack(found) - wanted).abs().max() / wanted.std())
-        if not off < _TOLERANCE.get(loaded.model.dtype, 1e-2):
+        if not off < tolerance:
             raise Unsupported(f"its logits would be off by {off:.2g} of their standard deviation")
 
 
@@ -87,5 +98,5 @@ class _Recorder:
         for row, found in zip(rows, logits.clone(), strict=True):
             number = int(row.rid)
             self.logits[number].append(found)
-            choices.append(Choice(self._texts[number][len(row.tokens) - _ANSWER], None))
+            choices.append(Choice(self._texts[number][len(row.tokens) - ANSWER], None))
         return choices

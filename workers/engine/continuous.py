@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from workers.engine.batching import BatchingEngine
 from workers.engine.budget import Budget, plan_budget
-from workers.engine.check import check, plain_logits, sample_texts
+from workers.engine.check import TOLERANCE, check, plain_logits, sample_texts
 from workers.engine.constraint import grammars_of
 from workers.engine.loading import Loaded, load
 from workers.engine.packed import pack, unpack
@@ -53,7 +53,7 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     """The batching backend where it gives the model's own answers, else the serial one. Warmed up, too."""
     sampler = Sampler(Vocabulary(loaded.tokenizer))
     text = loaded.model.config.get_text_config()
-    texts = sample_texts(loaded.model, min(loaded.profile.max_model_len, budget.kv_tokens))
+    texts = sample_texts(text.vocab_size, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
     own = loaded.model.config._attn_implementation, text._attn_implementation
     try:
@@ -61,7 +61,7 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
             raise Unsupported("its layers lie on several devices")
         pack(loaded.model)
         backend = PagedBackend(loaded.model, sampler, budget)
-        check(backend, loaded, texts, expected)
+        check(backend, loaded.tokenizer, TOLERANCE.get(loaded.model.dtype, 1e-2), texts, expected)
         return backend
     except Unsupported as reason:
         loaded.model.config._attn_implementation, text._attn_implementation = own

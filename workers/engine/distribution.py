@@ -94,11 +94,13 @@ def _search(probs: NDArray[np.float32], params: Sampling) -> float:
 def _reach(
     probs: NDArray[np.float32], bins: NDArray[np.int32], amounts: NDArray[np.float32] | None, goal: float
 ) -> float:
-    """The probability at which the amounts of all tokens that are at least as probable reach the goal. Without amounts,
-    tokens are counted.
+    """The probability at which the amounts of all tokens that are at least as probable reach the goal; 0 where they
+    do not. Without amounts, tokens are counted.
     """
     sums = np.bincount(bins, amounts)[::-1].cumsum()
-    at = min(int(np.searchsorted(sums, goal)), len(sums) - 1)
+    at = int(np.searchsorted(sums, goal))
+    if at == len(sums):  # rounding has put the goal past the sum of all
+        return 0.0
     members = np.sort(probs[bins == len(sums) - 1 - at])[::-1]
     before = sums[at - 1] if at else 0.0
     inside = members.cumsum(dtype=np.float64) if amounts is not None else np.arange(1, len(members) + 1)

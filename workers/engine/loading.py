@@ -89,17 +89,24 @@ def describe_files(path: str, max_model_len: int | None = None) -> Description:
 
 def _describe(config: Any, generation: Any, source: Any, max_model_len: int | None) -> Description:
     text = config.get_text_config()
-    tokenizer = _backend(source)
     longest = getattr(text, "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
+    limit = min(longest, max_model_len or longest)
+    tokenizer, profile = profile_of(source, limit, text.vocab_size, generation)
+    return Description(config, tokenizer, profile, end_tokens(generation.eos_token_id, source))
+
+
+def profile_of(source: Any, max_model_len: int, vocab_size: int, config: Any) -> tuple[Tokenizer, ModelProfile]:
+    """What the API must know of a model, and its tokenizer. `config` has what generation_config.json says."""
+    tokenizer = _backend(source)
     profile = ModelProfile(
         tokenizer=tokenizer.to_str(),
         chat_template=_chat_template(source),
         special_tokens={name: text for name, text in source.special_tokens_map.items() if isinstance(text, str)},
-        max_model_len=min(longest, max_model_len or longest),
-        vocab_size=text.vocab_size,
-        sampling=_recommended(generation),
+        max_model_len=max_model_len,
+        vocab_size=vocab_size,
+        sampling=_recommended(config),
     )
-    return Description(config, tokenizer, profile, _end_tokens(generation, source))
+    return tokenizer, profile
 
 
 def set_threads() -> None:
@@ -142,11 +149,10 @@ def _chat_template(source: Any) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _end_tokens(generation: Any, source: Any) -> frozenset[int]:
+def end_tokens(configured: int | list[int] | None, source: Any) -> frozenset[int]:
     """Chat models often end a turn with another token than the one their tokenizer calls `eos`; both end an
     answer.
     """
-    configured = generation.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*ids, source.eos_token_id] if token is not None)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,21 +25,13 @@ from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
 from workers.engine.attention import VARLEN, register
-from workers.engine.batching import Made
+from workers.engine.batching import Chooses, Made
 from workers.engine.budget import Budget
 from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch, Unsupported
-from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence
 from workers.engine.varlen import VARLEN_PAGE
 
 _NO_LIMIT = 1 << 60
-
-
-class Chooses(Protocol):
-    """What chooses the next tokens: the sampler."""
-
-    def choose(self, logits: Tensor, rows: Sequence[LiveSequence]) -> list[Choice]:
-        """One token per row of `logits` [rows, vocabulary], which may be written to."""
 
 
 class PagedBackend:

@@ -81,7 +81,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Told by name, so that engines without torch share this file."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "can't allocate memory" in str(error)  # torch on a CPU
+    said = "can't allocate memory", "Failed to allocate memory"  # torch and ONNX Runtime on a CPU
+    return any(text in str(error) for text in said)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ class EngineSpec:
 # Name -> module; the module has a function `build(spec) -> Engine`.
 ENGINES = {
     "fake": "workers.engine.fake",
+    "onnx": "workers.engine.onnx",
     "transformers": "workers.engine.continuous",
     "vllm": "workers.engine.vllm",
 }

@@ -154,3 +154,20 @@ def test_a_package_that_a_model_needs_is_named_with_its_extra(monkeypatch: pytes
         entry = ModelEntry.model_validate({"name": "a", "path": "x/y", "quantization": quantization})
         with pytest.raises(BadConfig, match=rf"the package {package} is missing: pip install 'penstock\[quant\]'"):
             check_installed(Catalog([entry]))
+
+
+@pytest.mark.parametrize(
+    ("engine", "absent", "remedy"),
+    [
+        ("transformers", {"torch"}, r"torch .*penstock\[worker\]"),
+        ("onnx", {"torch", "onnxruntime"}, r"torch .*penstock\[worker\]"),
+        ("onnx", {"onnxruntime"}, r"onnxruntime .*penstock\[onnx\]"),
+    ],
+)
+def test_a_package_that_an_engine_needs_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, engine: str, absent: set[str], remedy: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else object())
+    check_installed(Catalog([ModelEntry(name="scripted", engine="fake")]))
+    with pytest.raises(BadConfig, match=remedy):
+        check_installed(Catalog([ModelEntry(name="a", engine=engine, path="x")]))

@@ -154,7 +154,7 @@ def test_a_step_can_hang(engine: BatchingEngine) -> None:
 
 
 def test_an_unknown_engine_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'nope'.*fake, transformers"):
+    with pytest.raises(ValueError, match=r"'nope'.*fake, onnx, transformers"):
         build("nope", EngineSpec("x"))
     with pytest.raises(ValueError, match="max_num_seqs"):
         build("fake", EngineSpec("x", max_num_seqs=0))

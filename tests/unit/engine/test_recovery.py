@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.engine.base import EngineDead
-from workers.engine.recovery import MAX_RECOVERIES, Recovery
+from workers.engine.recovery import MAX_RECOVERIES, Recovery, is_out_of_memory
 
 LIVE = ["a", "b", "c"]
 FAULT = RuntimeError("made to fail")
@@ -80,3 +80,16 @@ def test_an_error_of_the_device_ends_the_engine_at_once(name: str) -> None:
 def test_a_full_device_is_no_lost_device() -> None:
     error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 1 GiB")
     assert fail(Recovery(), LIVE, error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 8"), True),
+        (RuntimeError("made to fail"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_the_libraries_say(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected

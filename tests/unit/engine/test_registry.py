@@ -10,7 +10,7 @@ from workers.engine.registry import EngineSpec, build
 
 
 def test_an_unknown_engine_is_refused_with_the_names_that_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'vlm'.*fake, transformers, vllm"):
+    with pytest.raises(ValueError, match=r"'vlm'.*fake, onnx, transformers, vllm"):
         build("vlm", EngineSpec("somewhere"))
 
 

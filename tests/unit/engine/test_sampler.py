@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.sampling import Sampling
@@ -96,6 +96,7 @@ def test_a_drawn_token_survives_every_cut(seed: int, top_k: int, top_p: float, m
 
 
 @given(seed=st.integers(0, 1000), top_p=st.floats(0.05, 1.0), min_p=st.floats(0.0, 0.3), top_k=st.integers(0, 60))
+@example(seed=0, top_p=0.9999999999999999, min_p=0.0, top_k=0)
 @settings(deadline=None)
 def test_few_candidates_give_the_same_token_as_all(seed: int, top_p: float, min_p: float, top_k: int) -> None:
     logits = random_logits(1, seed, 1.0)
