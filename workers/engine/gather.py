@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from workers.engine.paged_batch import Integers, Layer, PagedBatch
+from workers.engine.dense import DenseCopies, Group
+from workers.engine.paged_batch import Integers, Layer, PagedBatch, head_pages
+from workers.engine.prefill import Prompt, plan_prompt, prefill
 
-_COPY_BYTES = (
-    1 << 20
-)  # of keys, and as much of values: what a core's cache holds. Measured: half or twice of it is slower
+#: Of keys, and as much of values, that are copied at a time: what a core's cache holds. Measured: half or twice is slower.
+_COPY_BYTES = 1 << 20
 
 
 def gather_attention(
@@ -36,15 +37,15 @@ def gather_attention(
     places: Tensor = paged.once("rows", lambda: _rows(paged, layer.heads))
     for rows, new in zip(layer.by_head(), (key, value), strict=True):
         rows.index_copy_(0, places, new.reshape(-1, new.shape[-1]))
-    plan: _Plan = paged.once(sliding_window, lambda: _plan(paged, layer, sliding_window, query.dtype))
+    plan: _Plan = paged.once(sliding_window, lambda: _plan(paged, layer, sliding_window))
     if plan.order is None:
-        return _decode(plan, query, paged, layer, scaling)[None], None
+        return _decode(plan, paged, layer, query, key, value, scaling)[None], None
     out = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
     if plan.buckets:
-        out.index_copy_(0, plan.order, _decode(plan, query, paged, layer, scaling))
+        out.index_copy_(0, plan.order, _decode(plan, paged, layer, query, key, value, scaling))
     for part in plan.prompts:
         keys, values = part.look_up(paged, layer, key, value)
-        out[part.begin : part.end] = _prefill(part, query[:, :, part.begin : part.end], keys, values, scaling)
+        out[part.begin : part.end] = prefill(part, query[:, :, part.begin : part.end], keys, values, scaling)
     return out[None], None
 
 
@@ -54,26 +55,41 @@ class _Bucket:
 
     begin: int  # where they stand among those that decode
     end: int
-    pages: Tensor  # [sequences * heads * pages] rows of `_pages`
     mask: Tensor  # [sequences, 1, 1, keys], to be added to the scores
+    pages: Tensor  # [sequences * heads * pages] pages of heads
+
+    def look_up(self, paged: PagedBatch, layer: Layer, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Their keys and their values, [sequences, heads, keys, width]."""
+        return paged.copies(layer, self.pages, self.end - self.begin)
 
 
 @dataclass(slots=True)
-class _Prompt:
-    """A prompt, or the next part of one. `pages` is None where all of its keys are of this forward."""
+class _Copied:
+    """Decoding sequences whose keys and values lie side by side already, or do so from now on."""
 
     begin: int
     end: int
-    keys: int
-    pages: Tensor | None  # [heads * pages]
-    mask: Tensor | None  # None: plainly causal
+    mask: Tensor
+    group: Group
+    tokens: Tensor  # those whose keys and values are added to the copies
+    rows: Tensor  # [heads * tokens] where they go
+    places: Tensor  # whose pages are copied
+    pages: Tensor  # [places * heads * pages]
 
     def look_up(self, paged: PagedBatch, layer: Layer, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Its keys and its values, [1, heads, keys, width]."""
-        if self.pages is None:
-            return key[:, :, self.begin : self.end], value[:, :, self.begin : self.end]
-        keys, values = _copies(paged, layer, self.pages, 1)
-        return keys[:, :, : self.keys], values[:, :, : self.keys]
+        """The same."""
+        number, longest = layer.number, self.mask.shape[-1]
+        copies = self.group.keys[number], self.group.values[number]
+        if len(self.tokens):
+            for copy, new in zip(copies, (key, value), strict=True):
+                added = new[0].index_select(1, self.tokens)
+                copy.view(-1, copy.shape[-1]).index_copy_(0, self.rows, added.view(-1, copy.shape[-1]))
+        if len(self.places):
+            for copy, found in zip(copies, paged.copies(layer, self.pages, len(self.places)), strict=True):
+                size = min(found.shape[2], copy.shape[2])
+                copy[:, :, :size].index_copy_(0, self.places, found[:, :, :size])
+        count = self.end - self.begin
+        return copies[0][:count, :, :longest], copies[1][:count, :, :longest]
 
 
 @dataclass(slots=True)
@@ -81,8 +97,8 @@ class _Plan:
     """How one forward is cut up. `order` are the tokens that decode, bucket by bucket; None: all tokens, as they stand."""
 
     order: Tensor | None
-    buckets: list[_Bucket]
-    prompts: list[_Prompt]
+    buckets: list[_Bucket | _Copied]
+    prompts: list[Prompt]
 
 
 def _rows(paged: PagedBatch, heads: int) -> Tensor:
@@ -93,35 +109,51 @@ def _rows(paged: PagedBatch, heads: int) -> Tensor:
     return torch.from_numpy(rows.reshape(-1)).to(paged.device)
 
 
-def _copies(paged: PagedBatch, layer: Layer, pages: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
-    """The keys and values in these pages of heads, copied together: [sequences, heads, keys, width] each."""
-    width = layer.key_pages.shape[3]
-    found = []
-    for name, rows in zip(("keys", "values"), layer.by_head(), strict=True):
-        whole = rows.view(-1, paged.cache.page_size * width)
-        copy = paged.cache.room(name, len(pages), whole.shape[1], whole.dtype)
-        torch.index_select(whole, 0, pages, out=copy)
-        found.append(copy.view(sequences, layer.heads, -1, width))
-    return found[0], found[1]
-
-
-def _plan(paged: PagedBatch, layer: Layer, window: int | None, dtype: torch.dtype) -> _Plan:
+def _plan(paged: PagedBatch, layer: Layer, window: int | None) -> _Plan:
     size, heads = paged.cache.page_size, layer.heads
     new = np.diff(paged.starts)
     rows = np.flatnonzero(new == 1)
+    buckets: list[_Bucket | _Copied] = []
+    order: list[Integers] = []
+    if window is None and paged.cache.dense is not None:
+        for group, own in _arranged(paged, paged.cache.dense, rows):
+            buckets.append(_copied(paged, group, own, sum(map(len, order)), heads))
+            order.append(own)
+        rows = np.setdiff1d(rows, np.concatenate(order)) if order else rows
     # With a window, pages that no key is needed of are left out.
     first = np.maximum(paged.lengths - window, 0) // size if window else np.zeros_like(paged.lengths)
     needed = -(-paged.lengths // size) - first
     rows = rows[np.argsort(needed[rows], kind="stable")]
-    row_bytes = size * heads * layer.key_pages.shape[3] * dtype.itemsize
-    buckets, at = [], 0
-    for count in _cut(needed[rows], max(1, _COPY_BYTES // row_bytes)):
-        buckets.append(_bucket(paged, rows[at : at + count], at, first, needed, heads, window, dtype))
+    at, begin = 0, sum(map(len, order))
+    page_bytes = layer.key_pages[0].nbytes
+    for count in _cut(needed[rows], max(1, _COPY_BYTES // page_bytes)):
+        buckets.append(_bucket(paged, rows[at : at + count], begin + at, first, needed, heads, window))
         at += count
+    rows = np.concatenate([*order, rows])
     whole = len(rows) == len(new) and bool((rows[1:] > rows[:-1]).all())
-    order = None if whole else torch.from_numpy(paged.starts[rows]).to(paged.device)
-    prompts = [_prompt(paged, int(row), int(new[row]), heads, window) for row in np.flatnonzero(new > 1)]
-    return _Plan(order, buckets, prompts)
+    tokens = None if whole else torch.from_numpy(paged.starts[rows]).to(paged.device)
+    prompts = [plan_prompt(paged, int(row), int(new[row]), heads, window) for row in np.flatnonzero(new > 1)]
+    return _Plan(tokens, buckets, prompts)
+
+
+def _arranged(paged: PagedBatch, dense: DenseCopies, rows: Integers) -> Iterator[tuple[Group, Integers]]:
+    """The groups of copies, with the sequences of each in the order of their places."""
+    numbers = {paged.rids[row]: row for row in rows.tolist()}
+    for group in dense.arrange(list(numbers), paged.lengths[rows].tolist()):
+        yield group, np.array([numbers[rid] for rid in group.places], np.int64)
+
+
+def _copied(paged: PagedBatch, group: Group, rows: Integers, begin: int, heads: int) -> _Copied:
+    lengths = paged.lengths[rows]
+    fresh = np.array(sorted(group.fresh), np.int64)
+    kept = np.setdiff1d(np.arange(len(rows)), fresh)
+    targets = (kept * heads + np.arange(heads)[:, None]) * group.length + lengths[kept] - 1
+    count = -(-int(lengths[fresh].max()) // paged.cache.page_size) if len(fresh) else 0
+    return _Copied(
+        begin, begin + len(rows), _mask(np.arange(int(lengths.max())) < lengths[:, None]), group,
+        torch.from_numpy(paged.starts[rows[kept]]), torch.from_numpy(targets.reshape(-1)),
+        torch.from_numpy(fresh), head_pages(paged.table[rows[fresh], :count], heads),
+    )  # fmt: skip
 
 
 def _cut(needed: Integers, most: int) -> Iterator[int]:
@@ -138,9 +170,8 @@ def _cut(needed: Integers, most: int) -> Iterator[int]:
 
 
 def _bucket(
-    paged: PagedBatch, rows: Integers, begin: int, first: Integers, needed: Integers, heads: int,
-    window: int | None, dtype: torch.dtype,
-) -> _Bucket:  # fmt: skip
+    paged: PagedBatch, rows: Integers, begin: int, first: Integers, needed: Integers, heads: int, window: int | None
+) -> _Bucket:
     size, count, begins, lengths = (
         paged.cache.page_size,
         int(needed[rows[-1]]),
@@ -153,47 +184,27 @@ def _bucket(
     seen = keys < lengths
     if window:
         seen &= keys >= lengths - window
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
-    flat = _pages(pages, heads).to(paged.device)
-    return _Bucket(begin, begin + len(rows), flat, mask.to(paged.device)[:, None, None])
+    flat = head_pages(pages, heads).to(paged.device)
+    return _Bucket(begin, begin + len(rows), _mask(seen).to(paged.device), flat)
 
 
-def _pages(pages: Integers, heads: int) -> Tensor:
-    """Pages [sequences, pages] as pages of single heads, flat in the order sequence, head, page."""
-    return torch.from_numpy((pages[:, None] * heads + np.arange(heads)[:, None]).reshape(-1))
+def _mask(seen: NDArray[np.bool_]) -> Tensor:
+    """What is to be added to scores [sequences, 1, 1, keys]."""
+    return torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), -torch.inf)[:, None, None]
 
 
-def _prompt(paged: PagedBatch, row: int, new: int, heads: int, window: int | None) -> _Prompt:
-    begin, keys = int(paged.starts[row]), int(paged.lengths[row])
-    pages = mask = None
-    if keys > new:
-        count = -(-keys // paged.cache.page_size)
-        pages = _pages(paged.table[row : row + 1, :count], heads).to(paged.device)
-    if keys > new or (window and keys > window):
-        mask = torch.ones(new, keys, dtype=torch.bool, device=paged.device).tril_(keys - new)
-        if window:
-            mask = mask.triu_(keys - new - window + 1)
-    return _Prompt(begin, begin + new, keys, pages, mask)
-
-
-def _decode(plan: _Plan, query: Tensor, paged: PagedBatch, layer: Layer, scaling: float | None) -> Tensor:
+def _decode(
+    plan: _Plan, paged: PagedBatch, layer: Layer, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
     """One query token per sequence; the query heads of one key head stand in the place of query positions."""
     heads, width = query.shape[1], query.shape[3]
     tokens = query[0].transpose(0, 1)
     if plan.order is not None:
         tokens = tokens.index_select(0, plan.order)
-    packed = tokens.reshape(len(tokens), layer.heads, -1, width)
+    packed = (tokens * (width**-0.5 if scaling is None else scaling)).reshape(len(tokens), layer.heads, -1, width)
     out = []
     for bucket in plan.buckets:
-        keys, values = _copies(paged, layer, bucket.pages, bucket.end - bucket.begin)
-        asked = packed[bucket.begin : bucket.end]
-        out.append(scaled_dot_product_attention(asked, keys, values, attn_mask=bucket.mask, scale=scaling))
+        keys, values = bucket.look_up(paged, layer, key, value)
+        scores = torch.matmul(packed[bucket.begin : bucket.end], keys.transpose(2, 3)).float().add_(bucket.mask)
+        out.append(torch.matmul(scores.softmax(dim=-1).to(values.dtype), values))
     return (out[0] if len(out) == 1 else torch.cat(out)).reshape(-1, heads, width)
-
-
-def _prefill(part: _Prompt, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    group = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, group), repeat_kv(value, group)
-    causal = part.mask is None
-    out = scaled_dot_product_attention(query, key, value, attn_mask=part.mask, is_causal=causal, scale=scaling)
-    return out[0].transpose(0, 1)

@@ -27,6 +27,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from workers.engine.attention import VARLEN, register
 from workers.engine.batching import Chooses, Made
 from workers.engine.budget import Budget
+from workers.engine.dense import DenseCopies, Shape
 from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch, Unsupported
 from workers.engine.sequence import LiveSequence
 from workers.engine.varlen import VARLEN_PAGE
@@ -60,8 +61,7 @@ class PagedBackend:
             self._cache, safety_margin=None, max_requests_per_batch=budget.max_num_seqs
         )
         self._starved: Any = OffloadingManager(self._cache, self._scheduler, 0.0, 0.0, None, alone)
-        layers = {layer: Layer(*self._pages._kv_page_views[layer]) for layer in self._pages.layer_indices}
-        self._kv = KvCache(layers, page_size, model.device)
+        self._kv = _kv(self._pages, self._cache, page_size)
         self._cuts_logits = bool(model._supports_logits_to_keep())
 
     @property
@@ -83,6 +83,8 @@ class PagedBackend:
         if sequence is None:
             return
         self._leave(sequence)
+        if self._kv.dense is not None:
+            self._kv.dense.forget(rid)
         self._scheduler.set_request_cancellation(rid)
         self._scheduler.clear_cancelled_requests()
         self._scheduler.block_new_requests = False  # what it waited for may have come free
@@ -109,6 +111,8 @@ class PagedBackend:
         self._starved.reset()
         self._scheduler.reset()
         self._cache.reset()  # also forgets shared prefixes, which a failed forward may have left half written
+        if self._kv.dense is not None:
+            self._kv.dense.clear()
         self._cache.cache_tensor.zero_()  # what is not a number there would spoil the sums of whoever gets the page
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -185,7 +189,7 @@ class PagedBackend:
         positions = np.arange(starts[-1]) + (past - starts[:-1])[rows]
         places = table[rows, positions // size] * stride + positions % size
         table *= stride // size
-        return PagedBatch(self._kv, starts, lengths, table, places), positions
+        return PagedBatch(self._kv, rids, starts, lengths, table, places), positions
 
     def _note(self, futures: Sequence[FutureRequestState], tokens: Sequence[int]) -> None:
         """Tell the scheduler what was computed, and which token follows."""
@@ -201,6 +205,18 @@ class PagedBackend:
                 state.tokens_to_process = [token]
             if future.complete_blocks:
                 self._cache.mark_complete_blocks(state, future.complete_blocks)
+
+
+def _kv(pages: Any, cache: Any, page_size: int) -> KvCache:
+    """The layers of the cache for our attention; on a CPU with as much room again for copies."""
+    layers = {layer: Layer(layer, *pages._kv_page_views[layer]) for layer in pages.layer_indices}
+    dense = None
+    if cache.device.type == "cpu":
+        first = next(iter(layers.values())).key_pages
+        dense = DenseCopies(
+            Shape(tuple(layers), first.shape[2], first.shape[3], first.dtype), cache.cache_tensor.nbytes
+        )
+    return KvCache(layers, page_size, cache.device, dense)
 
 
 def _cache(model: Any, budget: Budget, max_batch_tokens: int, page_size: int, alone: DistributedHelper) -> Any:

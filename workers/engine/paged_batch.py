@@ -6,7 +6,7 @@ attends to its own pages only, so there is no mask over the whole batch, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from workers.engine.dense import DenseCopies
 
 Integers = NDArray[np.int64]
 
@@ -33,6 +35,7 @@ class Layer:
     [heads, size, width]. It is the only one that reads or writes there; the library copies whole pages at most.
     """
 
+    number: int
     key_pages: Tensor  # [pages, size, heads, width]
     value_pages: Tensor
 
@@ -52,11 +55,12 @@ class Layer:
 
 @dataclass(slots=True)
 class KvCache:
-    """The layers' keys and values, and room for copies of some of them."""
+    """The layers' keys and values, and room for copies of some of them. `dense` are copies that last, on a CPU."""
 
     layers: dict[int, Layer]
     page_size: int
     device: torch.device
+    dense: DenseCopies | None = None
     _room: dict[str, Tensor] = field(default_factory=dict)
 
     def room(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -77,6 +81,7 @@ class PagedBatch:
     """
 
     cache: KvCache
+    rids: Sequence[str]
     starts: Integers  # [sequences + 1] where the tokens of each begin, and the end of the last one's
     lengths: Integers  # [sequences] keys of each, those of this forward included
     table: Integers  # [sequences, pages] the pages of each in order; unused places are 0, a page that is never written
@@ -103,9 +108,27 @@ class PagedBatch:
         tensor: Tensor = self.once((name, dtype), lambda: torch.from_numpy(array).to(self.device, dtype))
         return tensor
 
+    def copies(self, layer: Layer, pages: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
+        """The keys and values in these pages of heads, copied together: [sequences, heads, keys, width] each. They last
+        until the next call.
+        """
+        width = layer.key_pages.shape[3]
+        found = []
+        for name, rows in zip(("keys", "values"), layer.by_head(), strict=True):
+            whole = rows.view(-1, self.cache.page_size * width)
+            copy = self.cache.room(name, len(pages), whole.shape[1], whole.dtype)
+            torch.index_select(whole, 0, pages, out=copy)
+            found.append(copy.view(sequences, layer.heads, -1, width))
+        return found[0], found[1]
+
     def accept(self, window: int | None, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         """Raises `Unsupported` where more is asked than causal attention, full or within a sliding window."""
         self.once(("asked", window), lambda: _refuse_more_than_causal(key, value, kwargs))
+
+
+def head_pages(pages: Integers, heads: int) -> Tensor:
+    """Pages [sequences, pages] as pages of single heads, flat in the order sequence, head, page."""
+    return torch.from_numpy((pages[:, None] * heads + np.arange(heads)[:, None]).reshape(-1))
 
 
 def _refuse_more_than_causal(key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
