@@ -12,7 +12,7 @@ from workers.engine.registry import EngineSpec
 
 # On a CPU a forward over more tokens than this would hold up everybody's next token.
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 512, 4096
-CPU_KV_SHARE, CUDA_KV_SHARE = 0.3, 0.85
+CPU_KV_SHARE, CUDA_KV_SHARE = 0.2, 0.85  # of what is free; on a CPU copies of keys and values may take as much again
 CPU_TYPICAL_LEN = 1024  # on a CPU the cache holds this much of every sequence; the scheduler copes with longer ones
 LEAST_CONTEXT = 512  # a context that nobody named does not shrink below this
 PAGE_SIZE = 32

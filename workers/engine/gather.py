@@ -1,4 +1,4 @@
-"""Attention anywhere, and what a CPU uses: pages are copied together, and torch's scaled dot-product attention does the rest.
+"""Attention anywhere, and what a CPU uses: pages are copied together, and torch's matrix products do the rest.
 
 Sequences that decode are batched with others of similar length, as many as fit a core's own cache with their copies;
 prompts run one by one. Pages hold a head's keys side by side, so that a copy is what the matrix products read best: with the
@@ -132,7 +132,10 @@ def _plan(paged: PagedBatch, layer: Layer, window: int | None) -> _Plan:
     rows = np.concatenate([*order, rows])
     whole = len(rows) == len(new) and bool((rows[1:] > rows[:-1]).all())
     tokens = None if whole else torch.from_numpy(paged.starts[rows]).to(paged.device)
-    prompts = [plan_prompt(paged, int(row), int(new[row]), heads, window) for row in np.flatnonzero(new > 1)]
+    prompts = [
+        plan_prompt(paged, int(row), int(new[row]), heads, window, layer.key_pages.dtype)
+        for row in np.flatnonzero(new > 1)
+    ]
     return _Plan(tokens, buckets, prompts)
 
 

@@ -20,7 +20,7 @@ class Prompt:
     end: int
     keys: int
     pages: Tensor | None  # [heads * pages]
-    mask: Tensor | None  # None: plainly causal
+    mask: Tensor | None  # to be added to the scores; None: plainly causal
 
     def look_up(self, paged: PagedBatch, layer: Layer, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Its keys and its values, [1, heads, keys, width]."""
@@ -30,16 +30,17 @@ class Prompt:
         return keys[:, :, : self.keys], values[:, :, : self.keys]
 
 
-def plan_prompt(paged: PagedBatch, row: int, new: int, heads: int, window: int | None) -> Prompt:
+def plan_prompt(paged: PagedBatch, row: int, new: int, heads: int, window: int | None, dtype: torch.dtype) -> Prompt:
     begin, keys = int(paged.starts[row]), int(paged.lengths[row])
     pages = mask = None
     if keys > new:
         count = -(-keys // paged.cache.page_size)
         pages = head_pages(paged.table[row : row + 1, :count], heads).to(paged.device)
     if keys > new or (window and keys > window):
-        mask = torch.ones(new, keys, dtype=torch.bool, device=paged.device).tril_(keys - new)
+        seen = torch.ones(new, keys, dtype=torch.bool, device=paged.device).tril_(keys - new)
         if window:
-            mask = mask.triu_(keys - new - window + 1)
+            seen = seen.triu_(keys - new - window + 1)
+        mask = torch.zeros(new, keys, dtype=dtype, device=paged.device).masked_fill_(~seen, -torch.inf)
     return Prompt(begin, begin + new, keys, pages, mask)
 
 
