@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+import re
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
     options = parser.parse_args()
     label = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    known = next((DEVICES[name] for name in DEVICES if name in label.split()), (None, None))
+    known = next((DEVICES[name] for name in DEVICES if name in re.split(r"[\s-]", label)), (None, None))
     tflops, terabytes = options.tflops or known[0], options.terabytes or known[1]
     if tflops is None or terabytes is None:
         parser.error(f"nothing is known of {label}: give --tflops and --terabytes")

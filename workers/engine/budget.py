@@ -25,7 +25,7 @@ class Budget:
     max_num_seqs: int
     kv_tokens: int
     max_batch_tokens: int
-    page_size: int = 32
+    page_size: int = PAGE_SIZE
 
 
 def plan_budget(spec: EngineSpec, model: Any, max_model_len: int) -> Budget:
@@ -59,6 +59,8 @@ def size_cache(spec: EngineSpec, device: torch.device, free: int, per_token: int
 def kv_bytes_per_token(model: Any) -> int:
     """What a token costs in the caches of all layers."""
     text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+    if heads is None:
+        raise ValueError(f"{text.model_type} models keep no keys and values of attention heads, and cannot be served")
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(text.num_hidden_layers * 2 * heads * width * model.dtype.itemsize)

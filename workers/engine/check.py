@@ -25,7 +25,7 @@ from workers.engine.sequence import LiveSequence
 ANSWER = 3  # tokens of each text that are decoded one by one
 _PART = 24  # tokens of one forward, so that the longer text is read in parts
 #: How far a logit may be off, as a share of the standard deviation of all of them.
-TOLERANCE = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 5e-1}
+TOLERANCE = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 2e-1}
 
 
 def sample_texts(size: int, longest: int) -> list[list[int]]:
@@ -73,7 +73,9 @@ def check(
                 sequences[int(made.rid)].advance(made.token)
                 if sequences[int(made.rid)].finish is not None:
                     backend.drop(made.rid)
-    except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except Unsupported:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         if is_fatal(error) or is_out_of_memory(error):
             raise
         raise Unsupported(f"{type(error).__name__}: {error}") from error

@@ -14,6 +14,7 @@ from workers.engine.batching import BatchingEngine
 from workers.engine.budget import Budget, plan_budget
 from workers.engine.check import TOLERANCE, check, plain_logits, sample_texts
 from workers.engine.constraint import grammars_of
+from workers.engine.known import check_windows
 from workers.engine.loading import Loaded, load
 from workers.engine.packed import pack, unpack
 from workers.engine.paged import PagedBackend
@@ -55,17 +56,24 @@ def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) 
     text = loaded.model.config.get_text_config()
     texts = sample_texts(text.vocab_size, min(loaded.profile.max_model_len, budget.kv_tokens))
     expected = plain_logits(loaded.model, texts)
+    tolerance = TOLERANCE.get(loaded.model.dtype, 1e-2)
     own = loaded.model.config._attn_implementation, text._attn_implementation
     try:
         if is_spread(loaded.model):
             raise Unsupported("its layers lie on several devices")
         pack(loaded.model)
         backend = PagedBackend(loaded.model, sampler, budget)
-        check(backend, loaded.tokenizer, TOLERANCE.get(loaded.model.dtype, 1e-2), texts, expected)
+        check(backend, loaded.tokenizer, tolerance, texts, expected)
+        check_windows(text, backend.windows())
         return backend
     except Unsupported as reason:
         loaded.model.config._attn_implementation, text._attn_implementation = own
         unpack(loaded.model)
         if say is not None:
             say(f"no continuous batching for this model, its sequences run one after the other: {reason}")
-        return SerialBackend(loaded.model, sampler, budget)
+    serial = SerialBackend(loaded.model, sampler, budget)
+    try:
+        check(serial, loaded.tokenizer, tolerance, texts, expected)
+    except Unsupported as reason:
+        raise ValueError(f"{type(loaded.model).__name__} cannot be served token by token: {reason}") from reason
+    return serial

@@ -65,8 +65,10 @@ def _rank_limits(probs: Tensor, params: Sequence[Sampling], candidates: int) -> 
     best = probs.topk(size, dim=-1).values
     sums = best.double().cumsum(dim=-1)
     top_k = torch.tensor([min(p.top_k or probs.shape[-1], probs.shape[-1]) for p in params], device=probs.device)
-    known = top_k <= size  # all that `top_k` leaves is among the candidates; without `top_k`, the mass is 1
-    last = top_k.clamp(max=size).unsqueeze(1) - 1
+    worst = best.gather(1, top_k.clamp(max=size).unsqueeze(1) - 1)
+    last = (best >= worst).sum(dim=-1, keepdim=True) - 1  # the k-th, and those that are equal to it
+    # All that `top_k` leaves is among the candidates; without `top_k`, the mass is 1.
+    known = (top_k <= size) & ((last.squeeze(1) < size - 1) | (size == probs.shape[-1]))
     limited = torch.tensor([p.top_k > 0 for p in params], device=probs.device).unsqueeze(1)
     goal = _column([p.top_p for p in params], sums) * torch.where(limited, sums.gather(1, last), 1.0)
     kept = torch.searchsorted(sums, goal).minimum(

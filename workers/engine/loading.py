@@ -43,6 +43,10 @@ def load(spec: EngineSpec) -> Loaded:
     """Load weights and tokenizer; the first use of a hub id downloads them."""
     set_threads()
     device = torch.device(_device(spec.device))
+    if spec.gpus and spec.device == "auto" and device.type != "cuda":
+        raise ValueError(
+            f"gpus gives the model {spec.gpus} of them, and CUDA finds none here: leave gpus out, or set device"
+        )
     spec.say(f"loading the tokenizer of {spec.path}")
     source: Any = AutoTokenizer.from_pretrained(spec.path)
     spec.say(f"loading the weights of {spec.path} to {device}, dtype {spec.dtype}, quantization {spec.quantization}")

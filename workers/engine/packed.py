@@ -53,7 +53,9 @@ def pack(model: nn.Module) -> int:
     """Put packed layers in the place of the model's linear ones, where the machine has them; how many."""
     if not _is_of_use(model):
         return 0
-    return _replace(model, _is_plain, PackedLinear)
+    # An output layer that is also the embedding would lie in memory twice.
+    looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    return _replace(model, lambda layer: _is_plain(layer) and id(layer.weight) not in looked_up, PackedLinear)
 
 
 def unpack(model: nn.Module) -> None:
@@ -67,11 +69,10 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _replace(model: nn.Module, fits: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]) -> int:
-    found = [
-        (parent, name, child) for parent in model.modules() for name, child in parent.named_children() if fits(child)
-    ]
-    for parent, name, child in found:
-        setattr(parent, name, make(child))
+    """One after the other: a layer's old weights are free before the next one's new ones are made."""
+    found = [(parent, name) for parent in model.modules() for name, child in parent.named_children() if fits(child)]
+    for parent, name in found:
+        setattr(parent, name, make(getattr(parent, name)))
     return len(found)
 
 

@@ -28,7 +28,9 @@ from workers.engine.attention import VARLEN, register
 from workers.engine.batching import Chooses, Made
 from workers.engine.budget import Budget
 from workers.engine.dense import DenseCopies, Shape
-from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch, Unsupported
+from workers.engine.known import check_layers
+from workers.engine.paged_batch import Integers, KvCache, Layer, PagedBatch
+from workers.engine.readers import Readers
 from workers.engine.sequence import LiveSequence
 from workers.engine.varlen import VARLEN_PAGE
 
@@ -46,9 +48,7 @@ class PagedBackend:
         self.max_batch_tokens = max(budget.max_batch_tokens, budget.max_num_seqs)
         self._model = model
         self._sequences: dict[str, LiveSequence] = {}
-        self._readers: dict[
-            tuple[int, ...], list[str]
-        ] = {}  # by prompt: who reads it, then who waits to share its pages
+        self._readers = Readers()
         self._batch: list[str] = []
         name = register(model.device, model.dtype)
         page_size = VARLEN_PAGE if name == VARLEN else budget.page_size
@@ -71,20 +71,18 @@ class PagedBackend:
 
     def add(self, sequence: LiveSequence) -> None:
         self._sequences[sequence.rid] = sequence
-        prompt = tuple(sequence.request.prompt)
-        shares = len(prompt) >= self._kv.page_size  # only whole pages are shared
-        readers = self._readers.setdefault(prompt, []) if shares else []
-        readers.append(sequence.rid)
-        if len(readers) == 1:
-            self._line_up(sequence)
+        prompt = sequence.request.prompt
+        # Only whole pages are shared.
+        if len(prompt) < self._kv.page_size or self._readers.join(sequence.rid, prompt):
+            self._line_up(sequence.rid)
 
     def drop(self, rid: str) -> None:
-        sequence = self._sequences.pop(rid, None)
-        if sequence is None:
+        if self._sequences.pop(rid, None) is None:
             return
-        self._leave(sequence)
-        if self._kv.dense is not None:
-            self._kv.dense.forget(rid)
+        next_reader = self._readers.leave(rid)
+        if next_reader is not None:
+            self._line_up(next_reader, first=True)
+        self._kv.forget(rid)
         self._scheduler.set_request_cancellation(rid)
         self._scheduler.clear_cancelled_requests()
         self._scheduler.block_new_requests = False  # what it waited for may have come free
@@ -111,11 +109,14 @@ class PagedBackend:
         self._starved.reset()
         self._scheduler.reset()
         self._cache.reset()  # also forgets shared prefixes, which a failed forward may have left half written
-        if self._kv.dense is not None:
-            self._kv.dense.clear()
+        self._kv.clear()
         self._cache.cache_tensor.zero_()  # what is not a number there would spoil the sums of whoever gets the page
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def windows(self) -> set[int | None]:
+        """The sliding windows that the model has asked of its attention so far; None: all keys."""
+        return self._kv.windows
 
     def running(self) -> int:
         return len(self._scheduler.active_requests)
@@ -126,29 +127,16 @@ class PagedBackend:
 
     def close(self) -> None:
         self._sequences.clear()
+        self._kv.clear()
         self._kv.layers.clear()
         self._model = self._cache = self._pages = self._scheduler = self._starved = None
 
-    def _line_up(self, sequence: LiveSequence) -> None:
+    def _line_up(self, rid: str, first: bool = False) -> None:
+        sequence = self._sequences[rid]
         tokens = [*sequence.request.prompt, *sequence.tokens]
-        self._scheduler.add_waiting_request(RequestState(sequence.rid, tokens, max_new_tokens=None))
-
-    def _has_read(self, sequence: LiveSequence) -> None:
-        """Its prompt is in the cache: those that wait to share it come into line."""
-        for rid in self._readers.pop(tuple(sequence.request.prompt), [])[1:]:
-            self._line_up(self._sequences[rid])
-
-    def _leave(self, sequence: LiveSequence) -> None:
-        """It is gone: if it was reading its prompt for others, the next of them does."""
-        readers = self._readers.get(tuple(sequence.request.prompt), [])
-        if sequence.rid not in readers:
-            return
-        was_first = readers[0] == sequence.rid
-        readers.remove(sequence.rid)
-        if not readers:
-            del self._readers[tuple(sequence.request.prompt)]
-        elif was_first:
-            self._line_up(self._sequences[readers[0]])
+        self._scheduler.add_waiting_request(RequestState(rid, tokens, max_new_tokens=None))
+        if first:
+            self._scheduler.waiting_requests_order.rotate(1)
 
     def _schedule(self) -> list[FutureRequestState]:
         """The sequences of the next forward. Where the cache is full, some go back to where they came from."""
@@ -199,8 +187,8 @@ class PagedBackend:
             state.position_offset += future.query_length
             if future.has_new_token:
                 token = next(chosen)
-                if self._readers:
-                    self._has_read(self._sequences[state.request_id])
+                for reader in reversed(self._readers.has_read(state.request_id)):
+                    self._line_up(reader, first=True)  # before those that came after them
                 state.generated_tokens.append(token)
                 state.tokens_to_process = [token]
             if future.complete_blocks:
@@ -224,9 +212,7 @@ def _cache(model: Any, budget: Budget, max_batch_tokens: int, page_size: int, al
     layers share one table of pages, and prefixes can be shared.
     """
     text = model.config.get_text_config()
-    strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if strange:
-        raise Unsupported(f"it has layers of {', '.join(sorted(strange))}")
+    check_layers(text)
     shape: Any = SimpleNamespace(
         num_hidden_layers=text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,

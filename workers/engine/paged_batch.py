@@ -61,6 +61,7 @@ class KvCache:
     page_size: int
     device: torch.device
     dense: DenseCopies | None = None
+    windows: set[int | None] = field(default_factory=set)
     _room: dict[str, Tensor] = field(default_factory=dict)
 
     def room(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -69,8 +70,20 @@ class KvCache:
         """
         kept = self._room.get(name)
         if kept is None or kept.numel() < rows * width or kept.dtype != dtype:
+            self._room.pop(name, None)
             kept = self._room[name] = torch.empty(rows * width, dtype=dtype, device=self.device)
         return kept[: rows * width].view(rows, width)
+
+    def forget(self, rid: str) -> None:
+        """A sequence is gone, and its name may come again."""
+        if self.dense is not None:
+            self.dense.forget(rid)
+
+    def clear(self) -> None:
+        """Give up all copies, and their memory."""
+        self._room.clear()
+        if self.dense is not None:
+            self.dense.clear()
 
 
 @dataclass(slots=True)
@@ -124,6 +137,7 @@ class PagedBatch:
     def accept(self, window: int | None, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         """Raises `Unsupported` where more is asked than causal attention, full or within a sliding window."""
         self.once(("asked", window), lambda: _refuse_more_than_causal(key, value, kwargs))
+        self.cache.windows.add(window)
 
 
 def head_pages(pages: Integers, heads: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from transformers.utils import logging
 
@@ -20,13 +20,15 @@ def weights_told(say: Callable[[str], None]) -> Iterator[None]:
     def hook(draw: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _counted(args[0], say) if kwargs.get("desc") == _BAR else draw(*args, **kwargs)
 
-    quiet: Any = logging.disable_progress_bar  # untyped
-    quiet()
+    shown, library = logging.is_progress_bar_enabled(), cast(Any, logging)  # untyped
+    library.disable_progress_bar()
     before = logging.set_tqdm_hook(hook)
     try:
         yield
     finally:
         logging.set_tqdm_hook(before)
+        if shown:
+            library.enable_progress_bar()
 
 
 def _counted(tensors: Collection[Any], say: Callable[[str], None]) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """One sequence after the other, each with a cache of its own: for models whose attention is not known to `attention`.
 
-Whatever `generate()` runs, runs here, with the same answers; but a step costs a forward for every sequence.
+Whatever runs with a cache that transformers makes, runs here, with the answers of `generate()`; but a step costs a forward
+for every sequence.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from workers.engine.batching import Made
+from workers.engine.batching import Chooses, Made
 from workers.engine.budget import Budget
-from workers.engine.sampler import Sampler
 from workers.engine.sequence import LiveSequence
 
 
@@ -25,10 +25,11 @@ class SerialBackend:
     back. A prompt is read in one forward, however long it is.
     """
 
-    def __init__(self, model: Any, sampler: Sampler, budget: Budget) -> None:
+    def __init__(self, model: Any, sampler: Chooses, budget: Budget) -> None:
         self._model = model
-        self._sampler = sampler
+        self.sampler = sampler
         self._budget = budget
+        self.max_batch_tokens = budget.max_batch_tokens
         self._waiting: dict[str, LiveSequence] = {}
         self._active: dict[str, tuple[LiveSequence, Any]] = {}  # with its cache
         self._batch: list[str] = []
@@ -52,7 +53,7 @@ class SerialBackend:
         for sequence, cache in list(self._active.values()):
             self._batch = [sequence.rid]  # whoever asks after a failure learns whose it was
             made.append(self._advance(sequence, cache, sequence.tokens[-1:]))
-        room = self._budget.max_batch_tokens
+        room = self.max_batch_tokens
         while room > 0 and (first := self._admit()) is not None:
             self._batch = [first.rid]
             tokens = [*first.request.prompt, *first.tokens]
@@ -86,7 +87,7 @@ class SerialBackend:
         ids = torch.tensor([tokens], device=self._model.device)
         cut = {"logits_to_keep": 1} if self._cuts_logits else {}
         logits: Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **cut).logits[0, -1:]
-        (choice,) = self._sampler.choose(logits.float(), [sequence])
+        (choice,) = self.sampler.choose(logits.float(), [sequence])
         return Made(sequence.rid, *choice)
 
     def _promised(self) -> int:
