@@ -11,6 +11,7 @@ from tests.contract.engines import (
     VLLM,
     Rig,
     check_recovery,
+    check_stream,
     fail_once,
     outcome,
     poison,
@@ -18,7 +19,7 @@ from tests.contract.engines import (
     tiny_engine,
     tokens_of,
 )
-from workers.engine.base import EngineDead
+from workers.engine.base import EngineDead, Event
 
 own = pytest.mark.skipif(VLLM, reason="about the engine transformers")
 
@@ -118,3 +119,21 @@ def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     expected = large.run(*requests)
     for rid, events in small.run(*requests).items():
         assert outcome(events) == outcome(expected[rid])
+
+
+def test_an_answer_that_cannot_be_put_into_text_ends_alone(fresh: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [fresh.request(rid, number) for number, rid in enumerate("abc")]
+    whole = fresh.run(*requests)
+    for request in requests:
+        fresh.engine.submit(request)
+    events = {request.rid: list[Event]() for request in requests}
+    for step in range(200):
+        for event in fresh.engine.step():
+            events[event.rid].append(event)
+        if step == 5:
+            sequence: Any = fresh.engine._live["b"]
+            monkeypatch.setattr(sequence, "_text", None)
+    assert not fresh.engine.has_work()
+    check_stream(requests[1], events["b"])
+    assert (events["b"][-1].finish, events["b"][-1].code) == ("error", "engine_error")
+    assert [outcome(events[rid]) for rid in "ac"] == [outcome(whole[rid]) for rid in "ac"]

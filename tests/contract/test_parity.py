@@ -13,7 +13,7 @@ import torch
 from tasks.sampling import Sampling
 from tests.contract.engines import DEMO
 from tests.tiny_models import FAMILIES, fast_tokenizer, tiny_model
-from workers.engine import attention
+from workers.engine import attention, packed
 from workers.engine.base import Engine, Request
 from workers.engine.budget import Budget
 from workers.engine.continuous import assemble
@@ -89,6 +89,14 @@ def compare(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_random_model_answers_as_generate_does(family: str) -> None:
     check(tiny_model(family), fast_tokenizer(), random_prompts(60), SerialBackend if family in SERIAL else PagedBackend)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral"])
+def test_a_model_with_packed_layers_answers_as_generate_does(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(packed, "_WORTH_IT", 0)
+    model = copy.deepcopy(tiny_model(family))
+    check(model, fast_tokenizer(), random_prompts(60), PagedBackend)
+    assert packed.pack(copy.deepcopy(tiny_model(family))) or not packed._is_of_use(model)
 
 
 def test_the_gpu_path_answers_as_generate_does_with_a_stand_in_for_its_kernel(

@@ -125,3 +125,22 @@ def test_a_grammar_that_cannot_be_used_is_refused_or_costs_only_its_own_answer(a
     assert able.engine.load().steps - steps <= len(alone[0]) + 2  # no step was repeated
     late = dataclasses.replace(able.request("late", grammar=GRAMMARS["regex"]), done=tokens_of(events["good"])[:2])
     assert able.run(late)["late"][-1].finish == "error"
+
+
+def test_a_grammar_that_leaves_only_tokens_that_end_too_early_ends_the_answer_and_no_step_fails(able: Rig) -> None:
+    vocabulary = able.tokenizer.get_vocab()
+    ends = tuple(token for token in vocabulary.values() if set(able.tokenizer.decode([token])) == {"a"})
+    neighbour = able.request("b", 1)
+    bad = able.request("a", grammar=Grammar("regex", "a+b"), stop_token_ids=ends, min_tokens=4)
+    events = able.run(bad, neighbour)  # a step that fails would raise
+    assert events["a"][-1].code == "invalid_request"
+    assert re.search("min_tokens.*regex.*stop_token_ids", events["a"][-1].error or "")
+    assert outcome(events["b"]) == outcome(able.run(neighbour)["b"])
+
+
+def test_a_grammar_that_is_fulfilled_ends_there_though_the_answer_should_be_longer(able: Rig) -> None:
+    vocabulary = able.tokenizer.get_vocab()
+    ends = tuple(token for token in vocabulary.values() if set(able.tokenizer.decode([token])) == {"a"})
+    request = able.request("a", grammar=Grammar("regex", "ba*"), stop_token_ids=ends, min_tokens=4)
+    events = able.run(request)["a"]
+    assert (text_of(events), events[-1].finish) == ("b", "stop")

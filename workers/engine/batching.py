@@ -157,7 +157,7 @@ class BatchingEngine:
         except Exception as error:
             self._recovery.step_failed(error, self._backend.batch() or tuple(self._live))
             raise
-        events = [self._live[rid].advance(token, logprob) for rid, token, logprob in made]
+        events = [self._advance(*each) for each in made]
         self._recovery.step_done([event.rid for event in events])
         for event in events:
             if event.finish is not None:
@@ -166,6 +166,15 @@ class BatchingEngine:
         self._tokens += len(made)
         self._running, self._kv_used = self._backend.running(), self._backend.kv_used()
         return events
+
+    def _advance(self, rid: str, token: int, logprob: TokenLogprob | None) -> Event:
+        sequence = self._live[rid]
+        before = len(sequence.tokens)
+        try:
+            return sequence.advance(token, logprob)
+        except Exception as error:  # in its text or its grammar, which is nobody else's affair
+            sequence.finish = "error"
+            return Event(rid, before, (), "", None, "error", f"{type(error).__name__}: {error}", "engine_error")
 
     def _place(self) -> None:
         """Give parked sequences to the backend: all of them, or the one suspect that has to run alone."""

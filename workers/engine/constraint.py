@@ -48,11 +48,22 @@ class Constraint:
         self._matcher.consume_token(token)
         self._settle(self._matcher.is_stopped())
 
-    def look(self) -> None:
-        """Find out what may come next."""
+    def look(self, forbidden: Collection[int] = ()) -> None:
+        """Find out what may come next; `forbidden` are tokens that may not, whatever the grammar says."""
         fill_next_token_bitmask(self._matcher, self._mask)
         self._mask[0, : len(self._known)] &= self._known
         self._settle(not self.allowed.any())
+        if self.ended or not forbidden:
+            return
+        words = self._mask[0].view(np.uint32)
+        for token in forbidden:
+            words[token // _BITS] &= ~np.uint32(1 << token % _BITS)
+        if not self.allowed.any():
+            self.ended = True
+            if not self._matcher.is_accepting():
+                self.error = (
+                    f"min_tokens: {self._field} allows nothing next but stop_token_ids, which end the answer too early"
+                )
 
     def _settle(self, stuck: bool) -> None:
         self.ended = stuck or self._matcher.is_error()

@@ -126,7 +126,7 @@ class LiveSequence:
         """What the grammar allows next. Not asked while tokens are replayed: only the last of them has a next one."""
         if self.constraint is None or self.finish is not None:
             return ""
-        self.constraint.look()
+        self.constraint.look(self.forbidden)
         if not self.constraint.ended:
             return ""
         self.finish = "stop" if self.constraint.error is None else "error"

@@ -117,6 +117,19 @@ def test_a_reset_forgets_copies_that_hold_no_numbers(plain: BatchingEngine) -> N
     engine.close()
 
 
+def test_copies_are_given_up_with_a_reset_and_at_the_end() -> None:
+    engine = tiny_engine(max_batch_tokens=32)
+    engine.submit(Request("a", [5] * 70, Sampling(max_tokens=3, seed=1)))
+    while engine.has_work():
+        engine.step()
+    copies = dense_of(engine)
+    assert copies._room
+    engine._backend.reset()
+    assert not copies._room
+    assert not copies.dense._groups
+    engine.close()
+
+
 def test_places_that_nobody_is_in_make_room_for_others() -> None:
     copies = DenseCopies(SHAPE, SHAPE.bytes_of(8, 96))
     assert [group.places for group in copies.arrange(["a"], [10])] == [["a"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ needs_onednn = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_layers_give_the_same_products(rows: int, dtype: torch.dtype) -> None:
     model = two_layers(dtype)
-    given = torch.randn(2, rows, 48).to(dtype)
+    given = torch.randn(rows, 48).to(dtype)
     with torch.inference_mode():
         expected = model(given)
         assert pack(model) == 2
@@ -73,11 +74,27 @@ def test_what_is_no_plain_layer_stays() -> None:
     class Quantised(nn.Linear):
         """Stands for what a library makes of a layer."""
 
-    model = nn.Sequential(Quantised(32, 32), nn.Linear(32, 32).to(torch.bfloat16), nn.Linear(32, 32))
-    tied = model[1].weight
-    assert pack(model) == 2
+    model = nn.Sequential(Quantised(32, 32), nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50))
+    model[3].weight = model[1].weight  # it would lie in memory twice
+    assert pack(model) == 1
     assert type(model[0]) is Quantised
-    assert tied.dtype == torch.bfloat16
+    assert model[3].weight is model[1].weight
+
+
+@needs_onednn
+def test_old_weights_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(4)))
+    layers = [weakref.ref(layer) for layer in model]
+    alive: list[int] = []
+    make = packed._pack
+
+    def count(weight: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(layer() is not None for layer in layers))
+        return make(weight)
+
+    monkeypatch.setattr(packed, "_pack", count)
+    assert packed._replace(model, packed._is_plain, PackedLinear) == 4
+    assert alive == [4, 3, 2, 1]
 
 
 @needs_onednn

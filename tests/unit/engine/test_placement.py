@@ -24,6 +24,12 @@ from workers.engine.serial import SerialBackend
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpus_that_are_not_there_are_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(ValueError, match="gpus gives the model 1 of them, and CUDA finds none"):
+        loading.load(EngineSpec("models/demo", gpus=1))
+
+
 def test_a_model_is_spread_over_the_gpus_that_its_worker_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert placement.device_map(CUDA, 2) == "auto"

@@ -9,6 +9,12 @@ import pytest
 from workers.engine.registry import EngineSpec, build
 
 
+@pytest.mark.parametrize("engine", ["vllm", "onnx"])
+def test_several_gpus_for_an_engine_that_uses_one_are_refused(engine: str) -> None:
+    with pytest.raises(ValueError, match=rf"the engine {engine} uses one device, gpus .* set more replicas"):
+        build(engine, EngineSpec("x", gpus=2))
+
+
 def test_an_unknown_engine_is_refused_with_the_names_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"'vlm'.*fake, onnx, transformers, vllm"):
         build("vlm", EngineSpec("somewhere"))

@@ -67,6 +67,15 @@ def test_the_choices_of_a_job_share_the_keys_of_its_prompt(counted: Counted) -> 
     assert counted.computed <= len(PROMPT) + 3 * PAGE + 4 * 5
 
 
+def test_the_choices_of_a_job_start_before_those_who_came_after_it() -> None:
+    """They wait for their prompt, not for everybody behind them."""
+    counted = Counted(tiny_engine(page_size=PAGE, max_num_seqs=2))
+    for rid, prompt in (("a0", PROMPT), ("a1", PROMPT), ("b", PROMPT[1:]), ("c", PROMPT[2:]), ("d", PROMPT[3:])):
+        counted.engine.submit(Request(rid, prompt, Sampling(max_tokens=4, seed=5)))
+    assert list(counted.finish()).index("a1") <= 2
+    counted.engine.close()
+
+
 def test_resumed_choices_share_it_too(counted: Counted) -> None:
     done = {number: alone(number)[0][:3] for number in range(4)}
     for number in range(4):
