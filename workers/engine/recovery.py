@@ -22,7 +22,7 @@ class Recovery:
 
     def __init__(self) -> None:
         self._suspects: deque[str] = deque()
-        self._failures = 0  # since anybody last made a token
+        self._failures = 0  # since the whole batch last made a token
         self._failures_alone = 0  # of the suspect whose turn it is
         self._retried = False
         self._error: Exception | None = None
@@ -40,8 +40,6 @@ class Recovery:
     def step_done(self, advanced: Collection[str]) -> None:
         """Remember a step that worked, and which sequences got a token in it."""
         if self._suspects:
-            if advanced:
-                self._failures = 0  # the engine works; who is to blame is yet to be found
             self._keep(rid for rid in self._suspects if rid not in advanced)
         elif advanced:
             self._failures, self._retried = 0, False
