@@ -21,7 +21,7 @@ from workers.engine.dense import DenseCopies, Group
 from workers.engine.paged_batch import Integers, Layer, PagedBatch, head_pages
 from workers.engine.prefill import Prompt, plan_prompt, prefill
 
-#: Of keys, and as much of values, that are copied at a time: what a core's cache holds. Measured: half or twice is slower.
+#: Of keys, and as much of values, that are copied at a time: what a core's cache holds. Half or twice of it was no better.
 _COPY_BYTES = 1 << 20
 
 
