@@ -151,7 +151,7 @@ def check_installed(catalog: Catalog) -> None:
         needed["torch"] = "worker"
     if "onnx" in engines:
         needed["onnxruntime"] = "onnx"
-    used = {entry.quantization for entry in catalog.entries.values()}
+    used = {entry.quantization for entry in catalog.entries.values() if entry.engine == "transformers"}
     needed |= {package: "quant" for name, package in QUANTIZED_BY.items() if name in used}
     for module, extra in needed.items():
         if importlib.util.find_spec(module) is None:

@@ -44,9 +44,9 @@ def load(spec: EngineSpec) -> Loaded:
     set_threads()
     device = torch.device(_device(spec.device))
     if spec.gpus and spec.device == "auto" and device.type != "cuda":
-        raise ValueError(
-            f"gpus gives the model {spec.gpus} of them, and CUDA finds none here: leave gpus out, or set device"
-        )
+        raise ValueError("gpus is set, and CUDA finds no GPU here: leave gpus out, or set device = 'cpu'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device = {spec.device!r}, and CUDA finds no GPU here: leave device out, or set it to 'cpu'")
     spec.say(f"loading the tokenizer of {spec.path}")
     source: Any = AutoTokenizer.from_pretrained(spec.path)
     spec.say(f"loading the weights of {spec.path} to {device}, dtype {spec.dtype}, quantization {spec.quantization}")

@@ -113,7 +113,9 @@ def _plain_logits(graph: Graph, text: list[int]) -> torch.Tensor:
 def _config(spec: EngineSpec) -> dict[str, Any]:
     """genai_config.json, if this engine can give what is asked for."""
     if spec.device not in ("auto", "cpu"):
-        raise ValueError(f"the engine onnx runs on the CPU, device = {spec.device!r} is not known to it")
+        raise ValueError(
+            f"the engine onnx runs on the CPU, device = {spec.device!r} is not known to it: leave device out"
+        )
     if spec.dtype not in ("auto", "float32"):
         raise ValueError(
             f"the engine onnx computes in float32, dtype = {spec.dtype!r} is not known to it; "

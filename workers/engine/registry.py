@@ -52,6 +52,8 @@ def build(name: str, spec: EngineSpec) -> Engine:
         raise ValueError(f"max_num_seqs must be at least 1, not {spec.max_num_seqs}")
     if spec.quantization != "none" and name != "transformers":
         raise ValueError(f"quantization is for the engine transformers, not for {name}: leave it out")
-    if spec.gpus > 1 and name in ("vllm", "onnx"):
-        raise ValueError(f"the engine {name} uses one device, gpus gives each replica {spec.gpus}: set more replicas")
+    if spec.gpus and name == "onnx":
+        raise ValueError("the engine onnx runs on the CPU: leave gpus out")
+    if spec.gpus > 1 and name == "vllm":
+        raise ValueError(f"the engine vllm uses one GPU, gpus gives each replica {spec.gpus}: set more replicas")
     return cast(Engine, import_module(ENGINES[name]).build(spec))

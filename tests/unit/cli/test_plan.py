@@ -150,6 +150,9 @@ def test_a_name_that_cannot_be_served(tmp_path: Path) -> None:
 def test_a_package_that_a_model_needs_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("torchao", "bitsandbytes") else name)
     check_installed(Catalog([ModelEntry(name="a", path="x/y")]))
+    check_installed(
+        Catalog([ModelEntry(name="a", engine="fake", quantization="int8")])
+    )  # the engine refuses it by name
     for quantization, package in (("int8", "torchao"), ("nf4", "bitsandbytes")):
         entry = ModelEntry.model_validate({"name": "a", "path": "x/y", "quantization": quantization})
         with pytest.raises(BadConfig, match=rf"the package {package} is missing: pip install 'penstock\[quant\]'"):

@@ -26,8 +26,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpus_that_are_not_there_are_not_replaced_by_the_cpu() -> None:
-    with pytest.raises(ValueError, match="gpus gives the model 1 of them, and CUDA finds none"):
+    with pytest.raises(ValueError, match=r"gpus is set, and CUDA finds no GPU here: .* set device = 'cpu'"):
         loading.load(EngineSpec("models/demo", gpus=1))
+    with pytest.raises(ValueError, match=r"device = 'cuda', and CUDA finds no GPU here: leave device out"):
+        loading.load(EngineSpec("models/demo", device="cuda"))
 
 
 def test_a_model_is_spread_over_the_gpus_that_its_worker_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

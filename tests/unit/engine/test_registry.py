@@ -9,10 +9,13 @@ import pytest
 from workers.engine.registry import EngineSpec, build
 
 
-@pytest.mark.parametrize("engine", ["vllm", "onnx"])
-def test_several_gpus_for_an_engine_that_uses_one_are_refused(engine: str) -> None:
-    with pytest.raises(ValueError, match=rf"the engine {engine} uses one device, gpus .* set more replicas"):
-        build(engine, EngineSpec("x", gpus=2))
+@pytest.mark.parametrize(
+    ("engine", "gpus", "remedy"),
+    [("vllm", 2, "one GPU, gpus .* set more replicas"), ("onnx", 1, "CPU: leave gpus out")],
+)
+def test_gpus_that_an_engine_does_not_use_are_refused(engine: str, gpus: int, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"the engine {engine} .*{remedy}"):
+        build(engine, EngineSpec("x", gpus=gpus))
 
 
 def test_an_unknown_engine_is_refused_with_the_names_that_there_are() -> None:
