@@ -210,9 +210,8 @@ class WorkerRuntime:
     def _find_device(self) -> str:
         """What the loaded engine runs on; only asked after loading, since torch is half imported before."""
         if self._device == "auto":
-            torch = sys.modules.get("torch")
-            cuda = self._entry.engine != "onnx" and torch is not None and torch.cuda.is_available()
-            self._device = "cuda" if cuda else "cpu"
+            torch = sys.modules.get("torch") if self._entry.engine != "onnx" else None
+            self._device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
         return self._device
 
     def _spawn(self, name: str, body: Callable[[], None]) -> threading.Thread:

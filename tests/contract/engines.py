@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tokenizers import Tokenizer
 
 from tasks.sampling import Sampling
@@ -214,19 +213,3 @@ def fail_once(rig: Rig, error: Exception) -> None:
         raise error
 
     setattr(owner, name, fail)
-
-
-def check_recovery(rig: Rig, requests: Sequence[Request], steps: int) -> None:
-    """A step that fails after so many changes no answer."""
-    whole = rig.run(*requests)
-    for request in requests:
-        rig.engine.submit(request)
-    events = [event for _ in range(steps) for event in rig.engine.step()]
-    fail_once(rig, MemoryError("made to fail"))
-    with pytest.raises(MemoryError):
-        rig.engine.step()
-    rig.engine.recover()
-    while rig.engine.has_work():
-        events += rig.engine.step()
-    for request in requests:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])

@@ -10,7 +10,6 @@ from tests.contract.engines import (
     SAMPLINGS,
     VLLM,
     Rig,
-    check_recovery,
     check_stream,
     fail_once,
     outcome,
@@ -19,6 +18,7 @@ from tests.contract.engines import (
     tiny_engine,
     tokens_of,
 )
+from tests.contract.runs import check_crowded, check_recovery, run_on
 from workers.engine.base import EngineDead, Event
 
 own = pytest.mark.skipif(VLLM, reason="about the engine transformers")
@@ -72,17 +72,10 @@ def test_a_sequence_that_always_fails_ends_with_an_error_and_the_others_go_on(fr
     good = [fresh.request(f"{at}", at) for at in range(3)]
     whole = fresh.run(*good)
     prompt = fresh.tokenizer.encode(poison(fresh, "bad")).ids
-    for request in (good[0], fresh.request("bad", prompt=prompt), *good[1:]):
-        fresh.engine.submit(request)
-    events = []
-    while fresh.engine.has_work():
-        try:
-            events += fresh.engine.step()
-        except RuntimeError:
-            fresh.engine.recover()
+    events = run_on(fresh, RuntimeError, good[0], fresh.request("bad", prompt=prompt), *good[1:])
     for request in good:
-        assert outcome([event for event in events if event.rid == request.rid]) == outcome(whole[request.rid])
-    (last,) = [event for event in events if event.rid == "bad" and event.finish]
+        assert outcome(events[request.rid]) == outcome(whole[request.rid])
+    (last,) = [event for event in events["bad"] if event.finish]
     assert (last.finish, last.code) == ("error", "engine_error")
     assert "fail" in (last.error or "")
     assert outcome(fresh.run(good[0])["0"]) == outcome(whole["0"])
@@ -112,13 +105,7 @@ def test_a_prompt_longer_than_a_forward_is_read_in_parts() -> None:
 def test_sequences_that_the_cache_cannot_hold_together_take_turns() -> None:
     small, large = (Rig("transformers", tiny_engine(kv_tokens=size), str) for size in (160, 4096))
     assert small.engine.profile.max_model_len == 160
-    requests = [
-        small.request(f"{at}", prompt=[at, *range(40, 90)], max_tokens=60, temperature=at % 2, seed=at)
-        for at in range(8)
-    ]
-    expected = large.run(*requests)
-    for rid, events in small.run(*requests).items():
-        assert outcome(events) == outcome(expected[rid])
+    check_crowded(small, large)
 
 
 def test_an_answer_that_cannot_be_put_into_text_ends_alone(fresh: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

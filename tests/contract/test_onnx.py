@@ -11,14 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.contract.engines import DEMO, Rig, make, outcome, tokens_of
+from tests.contract.runs import run_on
 from tests.contract.test_parity import compare, demo_prompts, greedy, random_prompts
 from tests.onnx_exports import HAS_BUILDER, checkpoint, export
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END, tiny_model
 from workers.engine.base import Event
 from workers.engine.batching import BatchingEngine
+from workers.engine.budget import Budget
 from workers.engine.onnx import assemble, load
 from workers.engine.onnx_graph import Graph
-from workers.engine.paged import Budget
 from workers.engine.registry import EngineSpec, build
 
 pytestmark = pytest.mark.skipif(not HAS_BUILDER, reason="onnxruntime-genai is not installed")
@@ -156,17 +157,10 @@ def test_a_sequence_whose_logits_are_no_numbers_ends_and_the_others_go_on(monkey
         return logits
 
     monkeypatch.setattr(Graph, "run", broken)
-    for request in (good[0], rig.request("bad", 5), *good[1:]):
-        rig.engine.submit(request)
-    events = []
-    while rig.engine.has_work():
-        try:
-            events += rig.engine.step()
-        except FloatingPointError:
-            rig.engine.recover()
+    events = run_on(rig, FloatingPointError, good[0], rig.request("bad", 5), *good[1:])
     for request in good:
-        assert outcome(events_of(request.rid, events)) == outcome(whole[request.rid])
-    assert [each.code for each in events if each.rid == "bad" and each.finish] == ["engine_error"]
+        assert outcome(events[request.rid]) == outcome(whole[request.rid])
+    assert [each.code for each in events["bad"] if each.finish] == ["engine_error"]
 
 
 def test_closing_frees_the_weights() -> None:

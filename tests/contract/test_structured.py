@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tasks.sampling import Grammar
-from tests.contract.engines import SAMPLINGS, Rig, check_recovery, outcome, text_of, tokens_of
+from tests.contract.engines import SAMPLINGS, Rig, outcome, text_of, tokens_of
+from tests.contract.runs import check_recovery
 from workers.engine.base import InvalidRequest, Request
 
 SCHEMA = {

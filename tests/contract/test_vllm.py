@@ -14,10 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.contract.engines import DEMO, Rig, outcome, tokens_of, vllm_engine, vllm_folder, vllm_model
+from tests.contract.runs import check_crowded, run_on
 from tests.tiny_models import CHAT_TEMPLATE, CONTEXT, END
-from workers.engine.base import EngineDead, Event
+from workers.engine.base import EngineDead
 from workers.engine.registry import EngineSpec
 
+FAILED = RuntimeError, FloatingPointError
 BLOCK = 32
 BLOCK_BYTES = BLOCK * 2 * 2 * 2 * 32 * 4  # two layers, keys and values, two heads of 32 floats
 
@@ -34,22 +36,6 @@ def make() -> Iterator[Callable[..., Rig]]:
     yield build
     for rig in rigs:
         rig.engine.close()
-
-
-def run_on(rig: Rig, *requests: Any) -> dict[str, list[Event]]:
-    """Run to the end through every failure."""
-    events: dict[str, list[Event]] = {request.rid: [] for request in requests}
-    for request in requests:
-        rig.engine.submit(request)
-    while rig.engine.has_work():
-        try:
-            of_step = rig.engine.step()
-        except (RuntimeError, FloatingPointError):
-            rig.engine.recover()
-            continue
-        for event in of_step:
-            events[event.rid].append(event)
-    return events
 
 
 def test_greedy_answers_are_those_of_generate(make: Callable[..., Rig]) -> None:
@@ -89,13 +75,7 @@ def test_sequences_that_the_cache_cannot_hold_together_take_turns(
         preempt(request, *given, **named)
 
     monkeypatch.setattr(scheduler, "_preempt_request", note)
-    requests = [
-        small.request(f"{at}", prompt=[at, *range(40, 90)], max_tokens=60, temperature=at % 2, seed=at)
-        for at in range(8)
-    ]
-    expected = large.run(*requests)
-    for rid, events in small.run(*requests).items():
-        assert outcome(events) == outcome(expected[rid])
+    check_crowded(small, large)
     assert put_back
 
 
@@ -124,7 +104,7 @@ def test_what_is_not_a_number_ends_one_answer_alone(make: Callable[..., Rig]) ->
     with torch.inference_mode():
         vllm_model(rig.engine._backend).model.embed_tokens.weight[200] = torch.nan
     bad = rig.request("bad", prompt=[200] * 100)
-    events = run_on(rig, good[0], bad, *good[1:])
+    events = run_on(rig, FAILED, good[0], bad, *good[1:])
     assert (events["bad"][-1].finish, events["bad"][-1].code) == ("error", "engine_error")
     assert "no numbers" in (events["bad"][-1].error or "")
     for request in good:
@@ -146,7 +126,7 @@ def test_what_a_failed_forward_left_in_the_cache_is_gone(make: Callable[..., Rig
         raise RuntimeError("made to fail")
 
     model.forward = spoil
-    events = run_on(rig, *requests)
+    events = run_on(rig, FAILED, *requests)
     for request in requests:
         assert outcome(events[request.rid]) == outcome(expected[request.rid])
 
@@ -164,7 +144,7 @@ def test_a_sequence_that_vllm_refuses_ends_alone(make: Callable[..., Rig], monke
     monkeypatch.setattr(engine, "add_request", refuse)
     good = [rig.request(f"{at}", at) for at in range(3)]
     expected = rig.run(*good)
-    events = run_on(rig, rig.request("bad"), *good)
+    events = run_on(rig, FAILED, rig.request("bad"), *good)
     assert [(event.finish, event.code) for event in events["bad"]] == [("error", "engine_error")]
     assert all(outcome(events[request.rid]) == outcome(expected[request.rid]) for request in good)
 
@@ -176,11 +156,11 @@ def test_vllm_may_neither_end_a_sequence_nor_take_another_token(
     backend: Any = rig.engine._backend
     with monkeypatch.context() as patch:
         patch.setattr(backend._scheduler, "max_model_len", 50)
-        (*_, last) = run_on(rig, rig.request("a", max_tokens=60))["a"]
+        (*_, last) = run_on(rig, FAILED, rig.request("a", max_tokens=60))["a"]
     assert (last.finish, last.error) == ("error", "RuntimeError: vLLM ended a sequence by itself: length")
     with monkeypatch.context() as patch:
         patch.setattr(backend._desk, "_left", lambda logits, _: logits.fill_(0.0))
-        (*_, last) = run_on(rig, rig.request("a"))["a"]
+        (*_, last) = run_on(rig, FAILED, rig.request("a"))["a"]
     assert last.finish == "error"
     assert "was chosen" in (last.error or "")
 

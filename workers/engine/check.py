@@ -21,6 +21,7 @@ from workers.engine.paged_batch import Unsupported
 from workers.engine.recovery import is_fatal, is_out_of_memory
 from workers.engine.sampler import Choice
 from workers.engine.sequence import LiveSequence
+from workers.engine.trial import arbitrary_text, run_to_end
 
 ANSWER = 3  # tokens of each text that are decoded one by one
 _PART = 24  # tokens of one forward, so that the longer text is read in parts
@@ -31,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 2e-1}
 def sample_texts(size: int, longest: int) -> list[list[int]]:
     """Two texts of arbitrary tokens out of `size`, the second longer than a page if `longest` allows."""
     lengths = (min(11, longest), min(43, longest))
-    return [[(number * 7919 + at * 104729) % size for at in range(length)] for number, length in enumerate(lengths, 1)]
+    return [arbitrary_text(number, length, size) for number, length in enumerate(lengths, 1)]
 
 
 @torch.inference_mode()
@@ -66,13 +67,7 @@ def check(
         LiveSequence(Request(str(number), text[:-ANSWER], sampling), tokenizer, ()) for number, text in enumerate(texts)
     ]
     try:
-        for sequence in sequences:
-            backend.add(sequence)
-        while any(sequence.finish is None for sequence in sequences):
-            for made in backend.forward():
-                sequences[int(made.rid)].advance(made.token)
-                if sequences[int(made.rid)].finish is not None:
-                    backend.drop(made.rid)
+        run_to_end(backend, sequences)
     except Unsupported:
         raise
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:

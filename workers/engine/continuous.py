@@ -7,13 +7,12 @@ It joins the parts: `loading` (weights and limits), `paged` (transformers' sched
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
+from workers.engine.assembly import announce, engine_around
 from workers.engine.batching import BatchingEngine
 from workers.engine.budget import Budget, plan_budget
 from workers.engine.check import TOLERANCE, check, plain_logits, sample_texts
-from workers.engine.constraint import grammars_of
 from workers.engine.known import check_windows
 from workers.engine.loading import Loaded, load
 from workers.engine.packed import pack, unpack
@@ -32,22 +31,16 @@ def build(spec: EngineSpec) -> BatchingEngine:
     loaded = load(spec)
     budget = plan_budget(spec, loaded.model, loaded.profile.max_model_len)
     engine = assemble(loaded, budget, spec.say)
-    if engine.profile.max_model_len < (spec.max_model_len or loaded.profile.max_model_len):
-        spec.say(f"max_model_len is {engine.profile.max_model_len}: what the model and the KV cache allow")
-    if not engine.profile.structured:
-        spec.say("no structured output: llguidance does not know this kind of tokenizer")
-    spec.say("ready")
+    announce(spec, engine, loaded)
     return engine
 
 
 def assemble(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None = None) -> BatchingEngine:
     """An engine around a model in memory. Its context is no longer than its KV cache."""
     backend = _backend(loaded, budget, say)
-    limit = min(loaded.profile.max_model_len, backend.capacity)
-    warm_up(backend, loaded, budget, limit)
-    grammars = grammars_of(loaded.tokenizer, loaded.profile.vocab_size, loaded.eos)
-    profile = dataclasses.replace(loaded.profile, max_model_len=limit, structured=grammars is not None)
-    return BatchingEngine(backend, profile, loaded.tokenizer, loaded.eos, budget.max_num_seqs, grammars)
+    engine = engine_around(backend, loaded, budget.max_num_seqs)
+    warm_up(backend, loaded, budget, engine.profile.max_model_len)
+    return engine
 
 
 def _backend(loaded: Loaded, budget: Budget, say: Callable[[str], None] | None) -> PagedBackend | SerialBackend:

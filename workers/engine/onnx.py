@@ -7,7 +7,6 @@ batched (`onnx_batch`), and tokens are chosen by the sampler of every engine.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from workers.engine.assembly import announce, engine_around
 from workers.engine.base import ModelProfile
 from workers.engine.batching import BatchingEngine
 from workers.engine.budget import Budget, size_cache
 from workers.engine.check import ANSWER, check, sample_texts
-from workers.engine.constraint import grammars_of
 from workers.engine.loading import end_tokens, profile_of, set_threads
 from workers.engine.onnx_batch import OnnxBackend
 from workers.engine.onnx_graph import Graph, Names
@@ -58,11 +57,7 @@ def build(spec: EngineSpec) -> BatchingEngine:
         engine = assemble(exported, budget)
     except Unsupported as error:
         raise ValueError(_refusal(spec, f"its sequences cannot be batched: {error}")) from error
-    if engine.profile.max_model_len < (spec.max_model_len or exported.profile.max_model_len):
-        spec.say(f"max_model_len is {engine.profile.max_model_len}: what the model and the KV cache allow")
-    if not engine.profile.structured:
-        spec.say("no structured output: llguidance does not know this kind of tokenizer")
-    spec.say("ready")
+    announce(spec, engine, exported)
     return engine
 
 
@@ -91,16 +86,13 @@ def assemble(exported: Exported, budget: Budget) -> BatchingEngine:
     """An engine around an export in memory. Raises `Unsupported` for a graph that cannot be batched."""
     graph, tokenizer = exported.graph, exported.tokenizer
     backend = OnnxBackend(graph, Sampler(Vocabulary(tokenizer)), budget)
-    limit = min(exported.profile.max_model_len, backend.capacity)
-    texts = sample_texts(graph.vocab_size, limit)
+    texts = sample_texts(graph.vocab_size, min(exported.profile.max_model_len, backend.capacity))
     try:
         expected = [_plain_logits(graph, text) for text in texts]
     except RuntimeError as error:
         raise Unsupported(str(error)) from error
     check(backend, tokenizer, _TOLERANCE, texts, expected)
-    grammars = grammars_of(tokenizer, graph.vocab_size, exported.eos)
-    profile = dataclasses.replace(exported.profile, max_model_len=limit, structured=grammars is not None)
-    return BatchingEngine(backend, profile, tokenizer, exported.eos, budget.max_num_seqs, grammars)
+    return engine_around(backend, exported, budget.max_num_seqs)
 
 
 def _plain_logits(graph: Graph, text: list[int]) -> torch.Tensor:

@@ -6,7 +6,6 @@ see docs/engines.md.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +13,15 @@ from typing import Any
 import torch
 
 from tasks.sampling import Sampling
+from workers.engine.assembly import engine_around
 from workers.engine.base import Request
 from workers.engine.batching import Backend, BatchingEngine
 from workers.engine.budget import CUDA_BATCH_TOKENS, kv_bytes_per_token, plan_budget
-from workers.engine.constraint import grammars_of
 from workers.engine.loading import Description, describe_files, dtype_of, set_threads
 from workers.engine.registry import EngineSpec
 from workers.engine.sampler import Sampler
 from workers.engine.sequence import LiveSequence
+from workers.engine.trial import run_to_end
 from workers.engine.vocabulary import Vocabulary
 
 #: No child processes, and the model runner whose logits processors `vllm_backend` knows.
@@ -54,11 +54,9 @@ def build(spec: EngineSpec, **more: Any) -> BatchingEngine:
     spec.say(f"loading {spec.path} with vLLM on {device}, dtype {arguments['dtype']}")
     backend = VllmBackend(Sampler(Vocabulary(known.tokenizer)), known.profile.vocab_size, arguments)
     warm_up(backend, known)
-    grammars = grammars_of(known.tokenizer, known.profile.vocab_size, known.eos)
-    limit = min(known.profile.max_model_len, backend.capacity)
-    profile = dataclasses.replace(known.profile, max_model_len=limit, structured=grammars is not None)
+    engine = engine_around(backend, known, spec.max_num_seqs)
     spec.say("ready")
-    return BatchingEngine(backend, profile, known.tokenizer, known.eos, spec.max_num_seqs, grammars)
+    return engine
 
 
 def plan(spec: EngineSpec, known: Description, device: str) -> dict[str, Any]:
@@ -93,9 +91,5 @@ def plan(spec: EngineSpec, known: Description, device: str) -> dict[str, Any]:
 
 def warm_up(backend: Backend, known: Description) -> None:
     """Make two tokens, so that a model which cannot run fails here and not with somebody's answer."""
-    sequence = LiveSequence(Request("warm-up", [0, 1], Sampling(max_tokens=2, seed=0)), known.tokenizer, ())
-    backend.add(sequence)
-    while sequence.finish is None:
-        for made in backend.forward():
-            sequence.advance(made.token)
-    backend.drop(sequence.rid)
+    request = Request("warm-up", [0, 1], Sampling(max_tokens=2, seed=0))
+    run_to_end(backend, [LiveSequence(request, known.tokenizer, ())])

@@ -13,6 +13,7 @@ from workers.engine.budget import Budget
 from workers.engine.loading import Loaded
 from workers.engine.recovery import is_out_of_memory
 from workers.engine.sequence import LiveSequence
+from workers.engine.trial import arbitrary_text, run_to_end
 
 #: The kinds of devices on which a model is warmed up.
 WARMED = frozenset({"cuda"})
@@ -27,16 +28,8 @@ def warm_up(backend: Backend, loaded: Loaded, budget: Budget, longest: int) -> N
     if loaded.model.device.type not in WARMED:
         return
     size = max(1, min(longest - _ANSWER, -(-budget.max_batch_tokens // budget.max_num_seqs)))
-    live = {str(number): _sequence(number, size, loaded) for number in range(budget.max_num_seqs)}
     try:
-        for sequence in live.values():
-            backend.add(sequence)
-        while live:
-            for made in backend.forward():
-                live[made.rid].advance(made.token)
-                if live[made.rid].finish is not None:
-                    del live[made.rid]
-                    backend.drop(made.rid)
+        run_to_end(backend, [_sequence(number, size, loaded) for number in range(budget.max_num_seqs)])
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -48,7 +41,6 @@ def warm_up(backend: Backend, loaded: Loaded, budget: Budget, longest: int) -> N
 
 def _sequence(number: int, size: int, loaded: Loaded) -> LiveSequence:
     """An arbitrary prompt that shares no prefix with the others."""
-    vocabulary = loaded.profile.vocab_size
-    prompt = [(number * 7919 + at * 104729) % vocabulary for at in range(size)]
+    prompt = arbitrary_text(number, size, loaded.profile.vocab_size)
     sampling = Sampling(max_tokens=_ANSWER, seed=number, temperature=1.0, top_p=0.9)
     return LiveSequence(Request(str(number), prompt, sampling), loaded.tokenizer, ())
