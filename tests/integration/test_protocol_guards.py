@@ -16,6 +16,9 @@ import redis
 
 from tasks import lua
 from tasks.errors import PenstockError
+from tests.integration import test_line_limits as limits
+from tests.integration import test_line_order as order
+from tests.integration import test_line_yield as yields
 from tests.integration import test_protocol_lost_writes as lost
 from tests.integration import test_protocol_ownership as own
 from tests.integration import test_protocol_preempt as preempt
@@ -117,6 +120,35 @@ GUARDS = [
     Guard("a released key is forgotten", "ends", "set(r, 'idem', '')", "", submit.test_a_released_key_is_not_touched_by_the_end_of_its_former_job),
     Guard("a key lives as long as its record", "ends", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a late reader prolongs", "attach", "if terminal(r.state) then expire(r) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
+    # the order in line
+    Guard("who was idle is not owed for it", "line", "if finish <= virtual then", "if false then", order.test_whoever_was_alone_for_long_is_not_punished_for_it),
+    Guard("time goes on with what is claimed", "claim", "int(math.max(virtual, r.score - band * SPAN))", "int(virtual)", order.test_whoever_was_alone_for_long_is_not_punished_for_it),
+    Guard("idle tenants stand in order", "line", "redis.call('HSET', fair, band, int(virtual + 1))", "", order.test_idle_tenants_are_served_in_the_order_of_their_arrival),
+    Guard("a job counts by its cost", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + math.ceil(16 / r.weight)", order.test_tenants_that_always_wait_get_equal_parts_whatever_they_ask_for),
+    Guard("a weight counts", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + 16 * r.cost", order.test_a_weight_is_a_multiple_of_the_lanes),
+    Guard("what was not used is given back", "line", "if finish > 0 then redis.call('HSET', fair, field", "if false then redis.call('HSET', fair, field", order.test_what_was_not_used_is_given_back),
+    Guard("old jobs get lanes", "claim", "% EVERY ~= 0 then", "% EVERY ~= 99 then", order.test_what_has_waited_long_gets_one_lane_of_ten_however_much_is_more_urgent, ("batch",)),
+    Guard("only old jobs do", "claim", "'created') or t) > age", "'created') or t) >= 0", order.test_what_has_not_waited_long_does_not_pass_what_is_more_urgent),
+    # limits
+    Guard("a share of lanes is a limit", "line", "if r.share == 0 or", "if true or", limits.test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them),
+    Guard("the end of a job brings the next", "line", "  unpark(r.model, r.tenant)\n", "", limits.test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them),
+    Guard("what runs has a lease", "line", "if not redis.call('ZSCORE', K.leases_, id) then", "if false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
+    Guard("a reaper looks at what is parked", "reap", "elseif not at_share(r) then", "elseif false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
+    Guard("tokens in line have a limit", "submit", "(o.max_tokens > 0 and tokens > 0 and tokens + cost > o.max_tokens)", "false", limits.test_a_line_is_bounded_in_tokens),
+    Guard("an empty line takes any job", "submit", "tokens > 0 and tokens + cost", "tokens + cost", limits.test_a_line_is_bounded_in_tokens),
+    Guard("a tenant's jobs in line have a limit", "submit", "o.max_waiting > 0 and mine >= o.max_waiting", "false", limits.test_a_tenants_jobs_in_line_are_bounded),
+    Guard("a rate is a limit", "submit", "level < math.min(need, most)", "false", limits.test_a_rate_of_requests_is_a_burst_and_then_so_many_a_minute),
+    Guard("a rate is no more than a minute's", "submit", "math.min(most, tonumber(levels[i + 1] or most)", "math.max(0, tonumber(levels[i + 1] or most)", limits.test_a_rate_of_requests_is_a_burst_and_then_so_many_a_minute),
+    Guard("a large request is not refused for ever", "submit", "level < math.min(need, most)", "level < need", limits.test_a_request_larger_than_a_minutes_tokens_needs_all_of_them_and_leaves_a_debt),
+    Guard("a rate counts what was used", "line", "if redis.call('HEXISTS', K.rate .. r.tenant, 'tokens') == 1 then", "if false then", limits.test_a_rate_of_tokens_counts_what_was_used),
+    # batch jobs yield
+    Guard("nobody yields beside a free lane", "step", "ARGV[1] == '1' and ", "", yields.test_nobody_yields, ("a free lane",)),
+    Guard("a free lane elsewhere has a moment", "step", "< WAIT_MS then return end", "< 0 then return end", yields.test_nobody_yields, ("just came",)),
+    Guard("only batch jobs yield", "step", "band_of(r) == 2 and ", "", yields.test_nobody_yields, ("not batch",)),
+    Guard("who was let in for its age stays", "step", " and r.firm == 0", "", yields.test_nobody_yields, ("aged",)),
+    Guard("lanes on their way count", "step", " - tonumber(redis.call('GET', underway) or 0)", "", yields.test_no_more_lanes_are_given_up_than_are_wanted),
+    Guard("a lane that is taken is on its way no more", "claim", "redis.call('DECR', K.yielding .. model) <= 0", "false", yields.test_no_more_lanes_are_given_up_than_are_wanted),
+    Guard("a lane on its way is forgotten", "step", "redis.call('PEXPIRE', underway, 2000)", "", yields.test_a_lane_given_up_and_never_taken_is_forgotten),
     # watchers
     Guard("a reader that comes back saves the job", "attach", "redis.call('ZREM', K.orphans_, r.id)", "", watch.test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job),
     Guard("other readers save the job", "detach", "left == 0", "true", watch.test_race_15_a_client_that_leaves_cancels_its_job_at_once),
