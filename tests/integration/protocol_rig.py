@@ -192,6 +192,10 @@ class Rig:
         """Who waits, best first."""
         return cast(list[str], self.redis.zrange(key("waiting", MODEL), 0, -1))
 
+    def parked(self, tenant: str) -> list[str]:
+        """Who is parked until another job of its tenant ends, best first."""
+        return cast(list[str], self.redis.zrange(key("parked", f"{MODEL}:{tenant}"), 0, -1))
+
     def tickets(self) -> int:
         """How many tickets lie on the queue."""
         return self.redis.llen(queue_of(MODEL))
