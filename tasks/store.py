@@ -48,9 +48,8 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane.
-
-    `tokens`: what the waiting jobs are expected to cost, those included that are parked.
+    """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a job on a lane
+    beside others, as far as that is known. `tokens`: what the waiting jobs are expected to cost.
     """
 
     waiting: int
@@ -155,12 +154,12 @@ class JobStore:
     async def line(self, model: str) -> Line:
         """How long the model's line is, and how fast it moves."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zcard(key("waiting", model))
         pipe.llen(queue_of(model))
-        pipe.hget(key("pace", model), "lane_ms")
-        pipe.hget(key("length", model), "tokens")
-        waiting, tickets, pace, tokens = await self._wait(pipe.execute())
-        return Line(waiting, tickets, float(pace) if pace else None, int(tokens or 0))
+        pipe.hmget(key("pace", model), "busy_ms", "idle_ms")
+        pipe.hmget(key("length", model), "jobs", "tokens")
+        tickets, (busy, idle), (waiting, tokens) = await self._wait(pipe.execute())
+        lane_ms = busy or idle
+        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, int(tokens or 0))
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""

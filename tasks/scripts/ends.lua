@@ -1,11 +1,11 @@
--- What later jobs are expected to take: plain means at first, then moving averages.
+-- What later jobs are expected to take: plain means at first, then moving averages. While jobs wait, lanes are full and
+-- each is slower than alone, so the time on a lane is kept apart for both cases.
 local function learn(r, t)
-  local pace = K.pace .. r.model
-  local seen = redis.call('HMGET', pace, 'lane_ms', 'answer')
-  local part = 1 / math.min(redis.call('HINCRBY', pace, 'jobs', 1), 20)
-  for i, now_seen in ipairs({{'lane_ms', t - r.claimed}, {'answer', r.tokens / math.max(1, r.choices)}}) do
-    local before = tonumber(seen[i] or now_seen[2])
-    redis.call('HSET', pace, now_seen[1], string.format('%.3f', before + part * (now_seen[2] - before)))
+  local pace, part = K.pace .. r.model, 1 / math.min(redis.call('HINCRBY', K.pace .. r.model, 'jobs', 1), 20)
+  local load = redis.call('EXISTS', K.waiting .. r.model) == 1 and 'busy_ms' or 'idle_ms'
+  for name, new in pairs({[load] = t - r.claimed, answer = r.tokens / math.max(1, r.choices)}) do
+    local before = tonumber(redis.call('HGET', pace, name) or new)
+    redis.call('HSET', pace, name, string.format('%.3f', before + part * (new - before)))
   end
   redis.call('EXPIRE', pace, DAY)
 end

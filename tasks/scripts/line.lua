@@ -20,9 +20,9 @@ local function stand(model, id, score)
   if redis.call('LLEN', K.queue .. model) < redis.call('ZCARD', K.waiting .. model) then push_ticket(model) end
 end
 
--- What waits, for the limits. A count that is down to nothing is deleted, so an empty line has none.
+-- What waits, parked or not, for the limits. A count that is down to nothing is deleted, so an empty line has none.
 local function count(r, sign)
-  for field, by in pairs({tokens = sign * r.cost, ['jobs ' .. r.tenant] = sign}) do
+  for field, by in pairs({tokens = sign * r.cost, jobs = sign, ['jobs ' .. r.tenant] = sign}) do
     if redis.call('HINCRBY', K.length .. r.model, field, int(by)) <= 0 then redis.call('HDEL', K.length .. r.model, field) end
   end
 end

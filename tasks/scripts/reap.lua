@@ -106,7 +106,11 @@ end
 redis.call('ZREMRANGEBYSCORE', K.workers_, '-inf', int(t))
 local tickets = 0
 for _, model in ipairs(redis.call('SMEMBERS', K.models_)) do
-  local short = redis.call('ZCARD', K.waiting .. model) - redis.call('LLEN', K.queue .. model)
+  local waiting = redis.call('ZCARD', K.waiting .. model)
+  local short = waiting - redis.call('LLEN', K.queue .. model)
+  if waiting == 0 and redis.call('EXISTS', K.parks_) == 0 then -- what was counted of records that are gone
+    redis.call('DEL', K.length .. model)
+  end
   for _ = 1, math.min(short, BATCH) do
     push_ticket(model)
     tickets = tickets + 1

@@ -20,9 +20,8 @@ if redis.call('EXISTS', K.job .. o.id) == 1 then return {'conflict', o.id} end
 
 local t = now()
 local cost = cost_of(o.model, o.prompt, o.choices, o.most)
-local counts = redis.call('HMGET', K.length .. o.model, 'tokens', 'jobs ' .. o.tenant)
-local tokens, mine = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-local waiting = redis.call('ZCARD', K.waiting .. o.model)
+local counts = redis.call('HMGET', K.length .. o.model, 'tokens', 'jobs', 'jobs ' .. o.tenant)
+local tokens, waiting, mine = tonumber(counts[1] or 0), tonumber(counts[2] or 0), tonumber(counts[3] or 0)
 -- An empty line takes any job: one that is larger than the limit could never run.
 if waiting >= o.max_jobs or (o.max_tokens > 0 and tokens > 0 and tokens + cost > o.max_tokens) then
   return {'full', waiting, 'model'}
@@ -32,7 +31,8 @@ if o.max_waiting > 0 and mine >= o.max_waiting then return {'full', mine, 'tenan
 -- A token bucket for each rate, full after a minute without use. One request may be larger than it: it then needs all of
 -- it, and leaves a debt.
 local rate, left = K.rate .. o.tenant, {}
-local levels = redis.call('HMGET', rate, 'at', 'requests', 'tokens')
+local limited = o.requests > 0 or o.tokens > 0
+local levels = limited and redis.call('HMGET', rate, 'at', 'requests', 'tokens') or {}
 for i, b in ipairs({{'requests', o.requests, 1}, {'tokens', o.tokens, cost}}) do
   local name, most, need = b[1], b[2], b[3]
   local level = math.min(most, tonumber(levels[i + 1] or most) + (t - tonumber(levels[1] or t)) * most / 60000)
@@ -45,7 +45,7 @@ end
 
 local r = {id = o.id, model = o.model, tenant = o.tenant, cost = cost, weight = o.weight, share = o.share}
 r.score = score_of(r, o.band)
-if o.requests > 0 or o.tokens > 0 then
+if limited then
   redis.call('HSET', rate, 'at', int(t), 'requests', left[1], 'tokens', left[2])
   redis.call('EXPIRE', rate, 300)
 end
@@ -59,7 +59,7 @@ if o.listed then
   local list = K.jobs .. o.tenant
   redis.call('ZADD', list, int(t), o.id)
   -- Those at the front whose records are gone. A job may wait for days, so its age alone does not say it.
-  for _, old in ipairs(redis.call('ZRANGE', list, 0, 7)) do
+  for _, old in ipairs(redis.call('ZRANGE', list, 0, 1)) do
     if redis.call('EXISTS', K.job .. old) == 0 then redis.call('ZREM', list, old) end
   end
   redis.call('EXPIRE', list, 30 * DAY)

@@ -58,8 +58,8 @@ class Witness:
         redis, queued = self._rig.redis, [record for record in records if record.get("state") == "queued"]
         counted = dict(redis.hgetall(key("length", MODEL)))
         names = Counter(f"jobs {record['tenant']}" for record in queued)
-        tokens = {"tokens": sum(int(record["cost"]) for record in queued)} if queued else {}
-        assert counted == {name: str(number) for name, number in (names | Counter(tokens)).items()}
+        total = Counter(tokens=sum(int(record["cost"]) for record in queued), jobs=len(queued)) if queued else Counter()
+        assert counted == {name: str(number) for name, number in (names | total).items()}
         running = [r for r in records if r.get("state") == "running" and r["tenant"] == NARROW.name]
         assert redis.scard(key("active", f"{MODEL}:{NARROW.name}")) == len(running) <= NARROW.max_running
         assert bool(redis.exists(single("parks"))) == parked

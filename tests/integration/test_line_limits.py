@@ -29,11 +29,11 @@ def test_a_line_is_bounded_in_tokens(rig: Rig) -> None:
     with pytest.raises(QueueFull, match="2 jobs already wait"):
         rig.submit(token_limit=25, idem="k", api="a1", listed=True, deadline_ms=1000)
     assert rig.values() == before
-    assert waiting(rig) == {"tokens": "20", "jobs default": "2"}
+    assert waiting(rig) == {"tokens": "20", "jobs": "2", "jobs default": "2"}
     assert rig.claim().spec.id == first
     assert rig.new(token_limit=25)
     rig.wait(rig.store.cancel(second))
-    assert waiting(rig) == {"tokens": "10", "jobs default": "1"}
+    assert waiting(rig) == {"tokens": "10", "jobs": "1", "jobs default": "1"}
     rig.claim()
     assert waiting(rig) == {}
     assert rig.new(token_limit=5)  # an empty line takes any job
@@ -80,6 +80,25 @@ def test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them
     rig.lose(mine[1])  # one that loses its worker comes back, and has its own place
     assert rig.claim().spec.id == mine[1]
     assert rig.ledger.claim(MODEL, "w1") is None
+
+
+def test_parked_jobs_count_in_the_line(rig: Rig) -> None:
+    by = tenant(max_running=1)
+    rig.new(by=by)
+    rig.claim()
+    rig.new(by=by)
+    assert (rig.line(), rig.wait(rig.store.line(MODEL)).waiting) == ([], 1)
+    with pytest.raises(QueueFull, match="1 jobs already wait"):
+        rig.submit(limit=1)
+
+
+def test_a_count_of_records_that_are_gone_is_forgotten(rig: Rig) -> None:
+    job = rig.new()
+    rig.redis.delete(key("job", job))
+    assert rig.ledger.claim(MODEL, "w1") is None
+    assert waiting(rig) != {}
+    rig.reap()
+    assert waiting(rig) == {}
 
 
 def test_what_ends_while_it_is_parked_leaves_no_trace(rig: Rig) -> None:

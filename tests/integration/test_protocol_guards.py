@@ -134,6 +134,7 @@ GUARDS = [
     Guard("the end of a job brings the next", "line", "  unpark(r.model, r.tenant)\n", "", limits.test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them),
     Guard("what runs has a lease", "line", "if not redis.call('ZSCORE', K.leases_, id) then", "if false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
     Guard("a reaper looks at what is parked", "reap", "elseif not at_share(r) then", "elseif false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
+    Guard("counts of what is gone are forgotten", "reap", "redis.call('DEL', K.length .. model)", "", limits.test_a_count_of_records_that_are_gone_is_forgotten),
     Guard("tokens in line have a limit", "submit", "(o.max_tokens > 0 and tokens > 0 and tokens + cost > o.max_tokens)", "false", limits.test_a_line_is_bounded_in_tokens),
     Guard("an empty line takes any job", "submit", "tokens > 0 and tokens + cost", "tokens + cost", limits.test_a_line_is_bounded_in_tokens),
     Guard("a tenant's jobs in line have a limit", "submit", "o.max_waiting > 0 and mine >= o.max_waiting", "false", limits.test_a_tenants_jobs_in_line_are_bounded),
