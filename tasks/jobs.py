@@ -52,6 +52,8 @@ TRANSITIONS: Final[dict[JobState, dict[JobState, str]]] = {
 
 Priority = Literal["interactive", "normal", "batch"]
 BANDS: Final[dict[Priority, int]] = {"interactive": 0, "normal": 1, "batch": 2}
+#: Scores of one band in line: three of them stay exact in a double.
+BAND_SPAN: Final = 2**51
 
 #: id prefix by route
 PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-", "job": "job_", "response": "resp_"}
@@ -72,9 +74,9 @@ def is_id(text: str) -> bool:
 
 
 def lua_table() -> str:
-    """The transitions as a Lua set `MAY`, put before every script."""
+    """The transitions as a Lua set `MAY`, and `SPAN`, put before every script."""
     moves = ", ".join(f"['{a}>{b}'] = true" for a, targets in TRANSITIONS.items() for b in targets)
-    return f"local MAY = {{{moves}}}\n"
+    return f"local MAY = {{{moves}}}\nlocal SPAN = {BAND_SPAN}\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from tasks import lua
 from tasks.errors import Conflict, QueueFull, RateLimited, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
-from tasks.jobs import BANDS, Job, JobSpec, JobState
+from tasks.jobs import BAND_SPAN, BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.rates import Rates
@@ -49,13 +49,13 @@ class Attached:
 @dataclass(frozen=True, slots=True)
 class Line:
     """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a job on a lane
-    beside others, as far as that is known. `tokens`: what the waiting jobs are expected to cost.
+    beside others, as far as that is known. `before`: how many stand before a new job, by its band.
     """
 
     waiting: int
     tickets: int
     lane_ms: float | None
-    tokens: int = 0
+    before: tuple[int, ...] = (0, 0, 0)
 
 
 class JobStore:
@@ -156,10 +156,12 @@ class JobStore:
         pipe = self._redis.pipeline(transaction=False)
         pipe.llen(queue_of(model))
         pipe.hmget(key("pace", model), "busy_ms", "idle_ms")
-        pipe.hmget(key("length", model), "jobs", "tokens")
-        tickets, (busy, idle), (waiting, tokens) = await self._wait(pipe.execute())
+        pipe.hget(key("length", model), "jobs")
+        for band in BANDS.values():
+            pipe.zcount(key("waiting", model), "-inf", f"({(band + 1) * BAND_SPAN}")
+        tickets, (busy, idle), waiting, *before = await self._wait(pipe.execute())
         lane_ms = busy or idle
-        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, int(tokens or 0))
+        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, tuple(before))
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""
@@ -219,9 +221,9 @@ def _submitted(answer: list[Any], spec: JobSpec, tenant: Tenant) -> Submitted:
             return Submitted(job_id, False, position, int(created), tenant.rates(requests, tokens))
         case ["existing", job_id]:
             return Submitted(job_id, True, None)
-        case ["full", waiting, whose]:
-            of = "" if whose == "model" else f" of {spec.tenant}"
-            raise QueueFull(f"{waiting} jobs{of} already wait for {spec.model}: try again later", 1)
+        case ["full", many, what]:
+            what = {"jobs": "jobs", "tokens": "tokens", "tenant": f"jobs of {spec.tenant}"}[what]
+            raise QueueFull(f"{many} {what} already wait for {spec.model}: try again later", 1)
         case ["limited", what, wait_ms, requests, tokens]:
             text = f"{spec.tenant} is beyond its rate of {what} per minute: try again in {wait_ms / 1000:.1f} seconds"
             raise RateLimited(text, -(-wait_ms // 1000), tenant.rates(requests, tokens))

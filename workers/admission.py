@@ -19,6 +19,7 @@ class Admission:
     def __init__(self, places: int) -> None:
         self._places = places
         self._taken = 0
+        self._firm = 0  # jobs that do not yield
         self._claiming = False
         self._suspect: Attempt | None = None
         self._closed = False
@@ -36,6 +37,7 @@ class Admission:
         with self._changed:
             self._claiming = False
             self._taken += attempt.spec.choices
+            self._firm += attempt.firm
             if attempt.suspect:
                 self._suspect = attempt
             self._changed.notify_all()
@@ -47,14 +49,20 @@ class Admission:
                 self._claiming = False
             else:
                 self._taken -= attempt.spec.choices
+                self._firm -= attempt.firm
             if attempt is self._suspect:
                 self._suspect = None
             self._changed.notify_all()
 
     @property
-    def full(self) -> bool:
-        """True while no job can be taken."""
-        return self._taken >= self._places
+    def lacking(self) -> int:
+        """How many places more one more job would need; 0 if there is one."""
+        return max(0, self._taken - self._places + 1)
+
+    @property
+    def aged(self) -> bool:
+        """True while another job may be let in for its age: they have one place of ten, and one at least."""
+        return self._firm < max(1, self._places // 10)
 
     def wake(self) -> None:
         """Look again: a suspect has proved itself."""

@@ -41,7 +41,7 @@ class Lanes:
             return "draining"
         admitted: Attempt | None = None
         try:
-            claim = self._ledger.claim(self._model, self._worker)
+            claim = self._ledger.claim(self._model, self._worker, aged=self._admission.aged)
             if not isinstance(claim, Claim):
                 return "no job" if claim is None else "draining"
             admitted = Attempt(claim)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tasks.keys import key
+from tasks.ledger import Claim
 from tasks.sampling import Sampling
 from tasks.tenants import Tenant
 from tests.integration.protocol_rig import MODEL, Rig, make_spec
@@ -51,8 +52,8 @@ def jain(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
 
 
-def test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line(rig: Rig) -> None:
-    submit_many(rig, tenant("flood"), 10_000)
+def test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line(rig: Rig, count: int = 10_000) -> None:
+    submit_many(rig, tenant("flood"), count)
     served(rig, 5)
     late = rig.submit(by=tenant("other"), limit=10**6)
     assert late.position == 1
@@ -110,6 +111,40 @@ def test_idle_tenants_are_served_in_the_order_of_their_arrival(rig: Rig) -> None
     assert rig.line() == jobs
 
 
+def test_whoever_was_alone_with_long_answers_is_not_punished_either(rig: Rig) -> None:
+    alone, new = tenant("alone"), tenant("new")
+    submit_many(rig, alone, 8, tokens=2002)
+    held = [rig.attempt() for _ in range(8)]
+    for attempt in held:  # many at a time, and each eight times as long as was expected
+        attempt.make(2000, end="succeeded").send()
+    submit_many(rig, new, 30)
+    rig.redis.hset(key("pace", MODEL), "answer alone", 32)
+    assert rig.submit(by=alone, limit=100, **costing(34)).position <= 3
+
+
+def test_equal_parts_are_parts_of_tokens_even_if_nobody_says_how_long_answers_will_be(rig: Rig) -> None:
+    long, short = tenant("long"), tenant("short")
+    real = {"long": 300, "short": 30}
+    for _ in range(3):  # what they had before
+        for by in (long, short):
+            rig.new(by=by, limit=100)
+            rig.attempt().make(real[by.name], end="succeeded").send()
+    for by in (long, short):
+        submit_many(rig, by, 120, tokens=4000)
+    counts = Counter(served_as(rig, 110, real))
+    parts = [counts[name] * (real[name] + 2) for name in real]
+    assert jain(parts) > 0.99
+
+
+def served_as(rig: Rig, claims: int, real: dict[str, int]) -> list[str]:
+    names = []
+    for _ in range(claims):
+        attempt = rig.attempt()
+        names.append(attempt.claim.spec.tenant)
+        attempt.make(real[names[-1]], end="succeeded").send()
+    return names
+
+
 def test_a_band_goes_before_the_next_and_is_fair_in_itself(rig: Rig) -> None:
     batch = rig.new(priority="batch")
     normal = [rig.new() for _ in range(2)]
@@ -131,6 +166,14 @@ def test_what_has_waited_long_gets_one_lane_of_ten_however_much_is_more_urgent(r
     taken = [rig.claim().spec.id for _ in range(30)]
     assert [job for job in taken if job in old] == old
     assert [number for number, job in enumerate(taken, 1) if job in old] == [10, 20, 30]
+
+
+def test_a_worker_that_has_enough_of_them_takes_none_for_its_age(rig: Rig) -> None:
+    age(rig, rig.new(priority="batch"))
+    for _ in range(12):
+        rig.new(priority="interactive")
+    claims = [rig.ledger.claim(MODEL, "w1", aged=False) for _ in range(12)]
+    assert all(isinstance(claim, Claim) and claim.spec.priority == "interactive" for claim in claims)
 
 
 def test_what_has_not_waited_long_does_not_pass_what_is_more_urgent(rig: Rig) -> None:

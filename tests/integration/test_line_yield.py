@@ -9,9 +9,9 @@ from tests.integration.protocol_attempt import Attempt
 from tests.integration.protocol_rig import MODEL, Rig
 
 
-def step(rig: Rig, *attempts: Attempt, full: bool = True) -> list[str]:
+def step(rig: Rig, *attempts: Attempt, lacking: int = 1) -> list[str]:
     """One engine step of a worker: a token for each."""
-    answers = rig.ledger.step([attempt.make().write() for attempt in attempts], full)
+    answers = rig.ledger.step([attempt.make().write() for attempt in attempts], lacking)
     for attempt in attempts:
         attempt.sent = len(attempt.tail)
     return [answer.verdict for answer in answers]
@@ -42,15 +42,34 @@ def test_the_batch_job_that_stood_last_yields_with_its_tokens_and_without_blame(
     assert (again.job, again.index) == (second.job, 2)
 
 
-def test_no_more_lanes_are_given_up_than_are_wanted(rig: Rig) -> None:
+def test_one_lane_after_the_other_and_no_more_than_are_wanted(rig: Rig) -> None:
     here, there = batch_jobs(rig, 3), batch_jobs(rig, 3)
     urgent = urgent_jobs(rig, 2)
-    assert sorted(step(rig, *here)) == ["ok", "yield", "yield"]
-    assert step(rig, *there) == ["ok"] * 3  # two lanes are on their way already
+    assert step(rig, *here) == ["ok", "ok", "yield"]
+    assert step(rig, *there) == ["ok", "ok", "yield"]
+    assert step(rig, *here[:2]) == ["ok", "ok"]  # two lanes are on their way already
     assert [rig.claim().spec.id for _ in urgent] == urgent
     assert not rig.redis.exists(key("yielding", MODEL))
     urgent_jobs(rig)
-    assert step(rig, *there).count("yield") == 1
+    assert step(rig, *here[:2]).count("yield") == 1
+
+
+def test_a_lane_that_falls_free_by_itself_is_on_its_way_too(rig: Rig) -> None:
+    ending = rig.running()
+    (batch,) = batch_jobs(rig, 1)
+    (urgent,) = urgent_jobs(rig)
+    ending.make(end="succeeded").send()
+    assert step(rig, batch) == ["ok"]
+    assert rig.claim().spec.id == urgent
+    urgent_jobs(rig)
+    assert step(rig, batch) == ["yield"]
+
+
+def test_batch_jobs_that_make_no_room_together_stay(rig: Rig) -> None:
+    jobs = batch_jobs(rig, 2)
+    urgent_jobs(rig)
+    assert step(rig, *jobs, lacking=3) == ["ok", "ok"]
+    assert step(rig, *jobs, lacking=2) == ["ok", "yield"]
 
 
 def test_a_lane_given_up_and_never_taken_is_forgotten(rig: Rig) -> None:
@@ -75,7 +94,7 @@ def test_nobody_yields(rig: Rig, case: str) -> None:
         rig.new(priority="interactive", model="other")
     else:
         urgent_jobs(rig, waited_ms=0 if case == "just came" else 1000)
-    assert step(rig, attempt, full=case != "a free lane") == ["ok"]
+    assert step(rig, attempt, lacking=int(case != "a free lane")) == ["ok"]
 
 
 def test_a_batch_job_that_was_to_end_ends_instead(rig: Rig) -> None:
