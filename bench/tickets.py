@@ -38,7 +38,9 @@ from tasks.store import JobStore
 from workers.engine.fake_model import build_tokenizer
 
 ROOT = Path(__file__).parent.parent
-MODEL = '[[model]]\nname = "bench"\nengine = "{engine}"\npath = "{path}"\nmax_num_seqs = {lanes}\nmax_model_len = 2048\n'
+MODEL = (
+    '[[model]]\nname = "bench"\nengine = "{engine}"\npath = "{path}"\nmax_num_seqs = {lanes}\nmax_model_len = 2048\n'
+)
 API = "bench"
 PROMPT = 16
 FORKED = multiprocessing.get_context("fork")
