@@ -81,10 +81,11 @@ def test_flower_hears_of_every_ticket(pool: WorkerRig) -> None:
     with app.connection() as broker:
         kinds = ("task-received", "task-started", "task-succeeded")
         receiver = app.events.Receiver(broker, handlers=dict.fromkeys(kinds, hear))
-        for _ in receiver.itercapture(limit=None, timeout=20, wakeup=False):
-            break  # it listens
+        listening = receiver.itercapture(limit=None, timeout=20, wakeup=False)
+        next(listening)  # the worker's heartbeat was heard
         jobs = [pool.submit("Count from 1 to 5.") for _ in range(20)]
-        receiver.capture(limit=None, timeout=20, wakeup=False)
+        for _ in listening:
+            pass
     pool.until_over(*jobs)
     assert heard == dict.fromkeys(kinds, 20)
     assert len(tickets) == 20
