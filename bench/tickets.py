@@ -2,7 +2,8 @@
 
 A Redis and one worker of its own, and jobs put in line all at once: the submits wait in a paused Redis, and run when it
 is let go. What is timed is what an API process would hear: the entries on a relay's channel. For the second table more
-jobs than lanes are submitted; the k-th end frees a lane for the (lanes + k)-th start.
+jobs than lanes are submitted; the k-th end frees a lane for the (lanes + k)-th start. For the third, single jobs find
+the worker idle.
 
     python bench/tickets.py --engines fake llama-s --jobs 64 --rounds 5
 """
@@ -38,7 +39,9 @@ from tasks.store import JobStore
 from workers.engine.fake_model import build_tokenizer
 
 ROOT = Path(__file__).parent.parent
-MODEL = '[[model]]\nname = "bench"\nengine = "{engine}"\npath = "{path}"\nmax_num_seqs = {lanes}\nmax_model_len = 2048\n'
+MODEL = (
+    '[[model]]\nname = "bench"\nengine = "{engine}"\npath = "{path}"\nmax_num_seqs = {lanes}\nmax_model_len = 2048\n'
+)
 API = "bench"
 PROMPT = 16
 FORKED = multiprocessing.get_context("fork")
@@ -115,7 +118,7 @@ def submit(url: str, lengths: Sequence[int], step_ms: int, begin: object) -> Non
             sampling = Sampling(max_tokens=tokens, seed=1, temperature=0.0, ignore_eos=True)
             spec = JobSpec(new_id("job"), "completion", "bench", (prompt,), sampling)
             waiting.append(asyncio.create_task(store.submit(spec, limit=len(lengths), api=API)))
-        await asyncio.sleep(0.5)  # until all have been sent
+        await asyncio.sleep(0.1 + 0.002 * len(lengths))  # until all have been sent
         begin.send(time.monotonic())  # type: ignore[attr-defined]
         await client.execute_command("CLIENT", "UNPAUSE")
         await asyncio.gather(*waiting)
@@ -187,17 +190,27 @@ def gap_row(engine: str, lanes: int, rounds: Sequence[Heard]) -> str:
     return f"| {engine} | {' | '.join(cells)} | {rate:.0f} |"
 
 
+def single_row(engine: str, rounds: Sequence[Heard]) -> str:
+    """From the submit of a job to its start and its first token."""
+    cells = []
+    for name in ("starts", "firsts"):
+        took = sorted((getattr(one, name)[0] - one.begin) * 1000 for one in rounds)
+        cells += [f"{took[len(took) // 2]:.1f}", f"{took[len(took) * 99 // 100]:.1f}"]
+    return f"| {engine} | {' | '.join(cells)} |"
+
+
 def main() -> None:
-    """Run the rounds and print two Markdown tables."""
+    """Run the rounds and print three Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=["fake", "llama-s"], help="fake, or shapes of contenders.py")
     parser.add_argument("--jobs", type=int, default=64, help="lanes, and jobs in a burst (default 64)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer (default 64)")
     parser.add_argument("--step-ms", type=int, default=15, help="a step of the fake engine (default 15)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--singles", type=int, default=40, help="single jobs, one after the other (default 40)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     args = parser.parse_args()
-    rng, bursts, gaps = random.Random(args.seed), [], []
+    rng, bursts, gaps, singles = random.Random(args.seed), [], [], []
     for engine in args.engines:
         step_ms = args.step_ms if engine == "fake" else 0
         with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -208,6 +221,7 @@ def main() -> None:
             bursts.append(burst_row(engine, heard[1:]))  # the first warms up
             mixed = [rng.randint(args.tokens // 2, 3 * args.tokens // 2) for _ in range(4 * args.jobs)]
             gaps.append(gap_row(engine, args.jobs, [listen(url, mixed, step_ms) for _ in range(args.rounds)]))
+            singles.append(single_row(engine, [listen(url, [4], step_ms) for _ in range(args.singles)]))
     print(f"{args.jobs} lanes, {args.rounds} rounds, answers of {args.tokens} tokens, seed {args.seed}\n")
     print("A burst of as many jobs as lanes, ms from the submit, and the rate of the whole burst:\n")
     print("| engine | first start | middle start | last start | first token | middle token | last token | tokens/s |")
@@ -215,6 +229,9 @@ def main() -> None:
     print("\nFour jobs a lane, answers from half to one and a half times as long; ms from an end to what follows:\n")
     print("| engine | next start p50 | p99 | next token p50 | p99 | tokens/s |\n|---|---|---|---|---|---|")
     print("\n".join(gaps))
+    print("\nOne job on the idle worker, ms from the submit:\n")
+    print("| engine | start p50 | p99 | first token p50 | p99 |\n|---|---|---|---|---|")
+    print("\n".join(singles))
 
 
 if __name__ == "__main__":

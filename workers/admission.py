@@ -3,7 +3,8 @@
 A job of n choices holds one lane but n places of the engine, so lanes can be free while places are not. A lane then
 waits before it claims: the job stays in line, where another worker may take it. While a suspect runs alone, nobody
 claims: what was claimed beside it would wait for it, and share the blame if it kills the process. Lanes claim one after
-the other, since only a claim tells how many places a job needs and whether it is a suspect.
+the other, since only a claim tells how many places a job needs and whether it is a suspect. So one lane is woken at a
+time, and wakes the next when it has claimed: a burst that woke all for each claim would cost the square of its size.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Admission:
             self._firm += attempt.firm
             if attempt.suspect:
                 self._suspect = attempt
-            self._changed.notify_all()
+            self._changed.notify()
 
     def leave(self, attempt: Attempt | None) -> None:
         """Give back the places of an admitted attempt; None: the claim gave no job."""
@@ -52,7 +53,7 @@ class Admission:
                 self._firm -= attempt.firm
             if attempt is self._suspect:
                 self._suspect = None
-            self._changed.notify_all()
+            self._changed.notify()
 
     @property
     def lacking(self) -> int:
@@ -67,7 +68,7 @@ class Admission:
     def wake(self) -> None:
         """Look again: a suspect has proved itself."""
         with self._changed:
-            self._changed.notify_all()
+            self._changed.notify()
 
     def close(self) -> None:
         """Let nobody in any more."""

@@ -69,6 +69,8 @@ class Lanes:
 
     def _read(self, attempt: Attempt) -> list[tuple[EntryId, Entry]]:
         """The job's log. An outage is no reason to let go: the lease says whether the job is still ours."""
+        if attempt.outbox.logged == 1:  # the entry that the claim wrote
+            return []
         while True:
             try:
                 return self._ledger.read_all(attempt.job)
