@@ -26,13 +26,9 @@ from servers import own_redis
 
 def saturate(url: str, options: argparse.Namespace) -> list[Measured]:
     """The first table: rounds that take turns. Returns what the largest number of generators with channels came to."""
-    rows = [
-        (generators, jobs, entries, channels)
-        for jobs, entries in [(options.jobs, 1), (1, 1), (options.jobs, 4)]
-        for channels in (0, *options.channels)
-        for generators in options.generators
-        if jobs == options.jobs and entries == 1 or generators == max(options.generators)
-    ]
+    most, usual = max(options.generators), options.channels[0]
+    rows = [(generators, options.jobs, 1, channels) for channels in (0, *options.channels) for generators in options.generators]
+    rows += [(most, 1, 1, usual), (most, options.jobs, 4, usual)]
     results: dict[tuple[int, ...], list[Measured]] = {row: [] for row in rows}
     for number in range(options.rounds):
         for row in rows if number % 2 else rows[::-1]:
@@ -41,7 +37,7 @@ def saturate(url: str, options: argparse.Namespace) -> list[Measured]:
     print("| Redis' cores | Redis' CPU a call, ms | call p50 / p99 ms |\n|---|---|---|---|---|---|---|---|---|")
     for row, measured in results.items():
         print(f"| {' | '.join(map(str, row))} | {cells(measured)} |", flush=True)
-    return results[max(options.generators), options.jobs, 1, options.channels[0]]
+    return results[most, options.jobs, 1, usual]
 
 
 def cells(measured: list[Measured]) -> str:
@@ -73,7 +69,7 @@ def pace(url: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generators", type=int, nargs="+", default=[1, 2, 3], help="processes that call (default 1 2 3)")
+    parser.add_argument("--generators", type=int, nargs="+", default=[1, 2], help="processes that call (default 1 2)")
     parser.add_argument("--jobs", type=int, default=64, help="lanes of a worker: jobs in one call (default 64)")
     parser.add_argument("--channels", type=int, nargs="+", default=[1, 4], help="API processes (default 1 4)")
     parser.add_argument("--step-ms", type=float, default=25.0, help="of the workers that are paced (default 25)")
