@@ -9,6 +9,7 @@ of the pool's calls reached it, in microseconds and on the same clock as this pr
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -25,7 +26,14 @@ from pool_rig import PoolRig
 from tasks import lua
 
 LINE = re.compile(r'\+(\d+\.\d+) \[\d+ ([^\]]+)\] "(\w+)" "([^"]*)"')
-STAGES = ("client → submit", "submit → claim", "claim → engine", "engine and publisher", "step → relay", "relay → client")
+STAGES = (
+    "client → submit",
+    "submit → claim",
+    "claim → engine",
+    "engine and publisher",
+    "step → relay",
+    "relay → client",
+)
 WARM_UP = 20
 
 
@@ -120,9 +128,7 @@ def stages(asked: Asked, calls: list[Call]) -> list[float | None]:
     step = next((call.at for call in mine if call.name == "step"), None)
     relay = next((call.at for call in mine if call.name == "PUBLISH" and call.at >= (step or 0)), None)
     marks = [asked.sent, submit, claim, read, step, relay, asked.first]
-    return [
-        None if a is None or b is None else (b - a) * 1000 for a, b in zip(marks, marks[1:], strict=False)
-    ]
+    return [None if a is None or b is None else (b - a) * 1000 for a, b in itertools.pairwise(marks)]
 
 
 def prompt_of(rng: random.Random, model: str) -> list[int]:

@@ -27,7 +27,11 @@ from servers import own_redis
 def saturate(url: str, options: argparse.Namespace) -> list[Measured]:
     """The first table: rounds that take turns. Returns what the largest number of generators with channels came to."""
     most, usual = max(options.generators), options.channels[0]
-    rows = [(generators, options.jobs, 1, channels) for channels in (0, *options.channels) for generators in options.generators]
+    rows = [
+        (generators, options.jobs, 1, channels)
+        for channels in (0, *options.channels)
+        for generators in options.generators
+    ]
     rows += [(most, 1, 1, usual), (most, options.jobs, 4, usual)]
     results: dict[tuple[int, ...], list[Measured]] = {row: [] for row in rows}
     for number in range(options.rounds):
@@ -59,7 +63,10 @@ def pick(ordered: list[float], share: float) -> float:
 def pace(url: str, options: argparse.Namespace) -> None:
     """The second table."""
     step_s = options.step_ms / 1000
-    print(f"\n| workers, {options.jobs} lanes at {options.step_ms:g} ms | tokens/s asked for | tokens/s, median (spread)", end="")
+    print(
+        f"\n| workers, {options.jobs} lanes at {options.step_ms:g} ms | tokens/s asked for | tokens/s, median (spread)",
+        end="",
+    )
     print(" | calls/s | Redis' cores | Redis' CPU a call, ms | call p50 / p99 ms |\n|---|---|---|---|---|---|---|")
     for workers in options.workers:
         work = Work(url, workers, options.jobs, 1, options.channels[0], options.seconds, step_s)
@@ -83,9 +90,17 @@ def main() -> None:
         pace(url, options)
     cpu_ms = statistics.median(each.cpu_ms for each in full)
     carries = options.step_ms / cpu_ms
-    print(f"\nA call of {options.jobs} jobs costs Redis {cpu_ms:.2f} ms of CPU, so one core carries {1000 / cpu_ms:.0f}", end=" ")
-    print(f"calls/s = {1000 / cpu_ms * options.jobs:.0f} tokens/s: {carries:.1f} workers of {options.jobs} lanes at steps", end=" ")
-    print(f"of {options.step_ms:g} ms ({1000 / options.step_ms:g} calls/s each), {0.8 * carries:.1f} of them at 80 % load.")
+    print(
+        f"\nA call of {options.jobs} jobs costs Redis {cpu_ms:.2f} ms of CPU, so one core carries {1000 / cpu_ms:.0f}",
+        end=" ",
+    )
+    print(
+        f"calls/s = {1000 / cpu_ms * options.jobs:.0f} tokens/s: {carries:.1f} workers of {options.jobs} lanes at steps",
+        end=" ",
+    )
+    print(
+        f"of {options.step_ms:g} ms ({1000 / options.step_ms:g} calls/s each), {0.8 * carries:.1f} of them at 80 % load."
+    )
 
 
 if __name__ == "__main__":
