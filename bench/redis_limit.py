@@ -33,7 +33,7 @@ def saturate(url: str, options: argparse.Namespace) -> list[Measured]:
         for generators in options.generators
     ]
     rows += [(most, 1, 1, usual), (most, options.jobs, 4, usual)]
-    results: dict[tuple[int, ...], list[Measured]] = {row: [] for row in rows}
+    results: dict[tuple[int, int, int, int], list[Measured]] = {row: [] for row in rows}
     for number in range(options.rounds):
         for row in rows if number % 2 else rows[::-1]:
             results[row].append(measure(Work(url, *row, options.seconds)))

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import httpx
 import psutil
@@ -51,13 +52,12 @@ class Log:
 
     def running(self) -> int:
         """Jobs with a lease."""
-        return int(self._redis.zcard(single("leases")))  # type: ignore[arg-type]
+        return int(self._redis.zcard(single("leases")))
 
     def tokens(self) -> tuple[int, float]:
         """All of them together, and Redis' time in seconds at which that was so."""
         pipe = self._redis.pipeline()  # at one moment
-        jobs = self._redis.zrange(single("leases"), 0, -1)
-        for job in jobs:  # type: ignore[union-attr]
+        for job in cast(list[str], self._redis.zrange(single("leases"), 0, -1)):
             pipe.hget(key("job", job), "tokens")
         pipe.time()
         *counts, (seconds, micros) = pipe.execute()

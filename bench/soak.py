@@ -131,7 +131,8 @@ def capacity(up: Up, model: Served, options: argparse.Namespace) -> float:
     if result["errors"] or result["lost"] or result["doubled"]:
         raise SystemExit(f"the pool fails before the soak: {result['example']}\n{up.said()}")
     first, last = int(refill_s / 4 * BINS_PER_S), int(refill_s * BINS_PER_S)
-    return sum(tokens for at, tokens in result["bins"].items() if first <= at < last) * BINS_PER_S / (last - first)
+    made: int = sum(tokens for at, tokens in result["bins"].items() if first <= at < last)
+    return made * BINS_PER_S / (last - first)
 
 
 def soak(
