@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from engine_alone import EngineAlone
-from pool_rig import PoolRig
+from pool_rig import PoolRig, Served, prompt_of
 
 from tasks import lua
 
@@ -35,6 +35,7 @@ STAGES = (
     "relay → client",
 )
 WARM_UP = 20
+STEP_MS = 10  # of the fake engine
 
 
 @dataclass(frozen=True)
@@ -131,24 +132,15 @@ def stages(asked: Asked, calls: list[Call]) -> list[float | None]:
     return [None if a is None or b is None else (b - a) * 1000 for a, b in itertools.pairwise(marks)]
 
 
-def prompt_of(rng: random.Random, model: str) -> list[int]:
-    """Token ids. The fake engine's say how long its steps take."""
-    if model == "fake":
-        from workers.engine import fake_model
-
-        return list(fake_model.build_tokenizer().encode("[tokens=4] [step_ms=10]", add_special_tokens=False).ids)
-    return [rng.randrange(1400) for _ in range(32)]
-
-
-def measure_first(rig: PoolRig, engine: EngineAlone, model: str, requests: int, seed: int) -> None:
+def measure_first(rig: PoolRig, engine: EngineAlone, model: Served, requests: int, seed: int) -> None:
     """Ask, and print two tables."""
     rng, client, monitor = random.Random(seed), Client(rig.port), Monitor(rig.redis_url)
     alone: list[float] = []
     asked: list[tuple[Asked, list[float | None]]] = []
     try:
         for number in range(requests + WARM_UP):
-            prompt = prompt_of(rng, model)
-            body = {"model": model, "prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+            prompt = prompt_of(rng, model, 4, STEP_MS)
+            body = {"model": model.name, "prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
             own = engine.ask({"do": "first", "prompt": prompt, "max_tokens": 4})["first_s"] * 1000
             time.sleep(rng.uniform(0.01, 0.06))  # an idle pool, and not in step with anything
             monitor.take()
@@ -160,7 +152,7 @@ def measure_first(rig: PoolRig, engine: EngineAlone, model: str, requests: int, 
     finally:
         client.close()
         monitor.close()
-    report(model, alone, asked)
+    report(model.name, alone, asked)
 
 
 def report(model: str, alone: list[float], asked: list[tuple[Asked, list[float | None]]]) -> None:

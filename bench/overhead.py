@@ -27,12 +27,10 @@ from typing import Any
 import stream_client
 from engine_alone import EngineAlone
 from first_token import measure_first
-from pool_rig import PoolRig, Served, served
+from pool_rig import PoolRig, Served, prompt_of, served
 from servers import own_redis
 from stream_client import BINS_PER_S
 
-PROMPT_TOKENS = 32
-VOCABULARY = 1400  # less than any model here has
 PATH = "/v1/completions"
 
 
@@ -72,17 +70,15 @@ def ratios(pool: Sequence[float], engine: Sequence[float]) -> str:
     return cell([100 * mine / other for mine, other in zip(pool, engine, strict=True)], 1) + " %"
 
 
-def bodies(rng: random.Random, model: str, tokens: int, count: int) -> list[str]:
+def bodies(rng: random.Random, model: Served, tokens: int, count: int) -> list[str]:
     """Requests that share nothing, with answers of half to one and a half times `tokens`, so that they end one by one."""
+    same = {"model": model.name, "temperature": 0, "ignore_eos": True, "stream": True}
+    same |= {"stream_options": {"include_usage": True}}
     made = []
     for _ in range(count):
-        prompt = [rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)]
-        body = {"model": model, "prompt": prompt, "max_tokens": rng.randint(tokens // 2, tokens * 3 // 2)}
-        made.append(json.dumps(body | {"temperature": 0, "ignore_eos": True, "stream": True} | USAGE))
+        most = rng.randint(tokens // 2, tokens * 3 // 2)
+        made.append(json.dumps(same | {"prompt": prompt_of(rng, model, most), "max_tokens": most}))
     return made
-
-
-USAGE = {"stream_options": {"include_usage": True}}
 
 
 def through_pool(rig: PoolRig, order: dict[str, Any], rates: Rates | None) -> None:
@@ -112,7 +108,7 @@ def measure_full(rig: PoolRig, engine: EngineAlone, model: Served, options: argp
         # more than can be made: an engine here makes at most 20,000 tokens/s
         count = options.streams + int(20_000 * refill_s / options.tokens)
         order = {"streams": options.streams, "refill_s": refill_s}
-        order["bodies"] = bodies(rng, model.name, options.tokens, count)
+        order["bodies"] = bodies(rng, model, options.tokens, count)
         turns = [(in_engine, engine, alone), (through_pool, rig, pool)]
         for run, what, rates in turns if number % 2 else turns[::-1]:
             run(what, order, rates if number else None)  # type: ignore[operator]
@@ -167,7 +163,7 @@ def run(folder: Path, name: str, options: argparse.Namespace, part: str) -> None
             if part == "full":
                 measure_full(rig, engine, model, options)
             else:
-                measure_first(rig, engine, model.name, options.requests, options.seed)
+                measure_first(rig, engine, model, options.requests, options.seed)
         finally:
             engine.close()
 

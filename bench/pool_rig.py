@@ -6,6 +6,7 @@ What it starts it ends, by process id. It also says what its processes cost: CPU
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ max_model_len = {context}
 max_waiting = 100000
 """
 START_S, END_S = 180.0, 15.0
+PROMPT_TOKENS, VOCABULARY = 32, 1400  # less than any real model here has
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ def served(name: str, folder: Path, lanes: int) -> Served:
         return Served(name, "transformers", str(ROOT / "models/demo"), lanes)
     save_random(name, folder / name)
     return Served(name, "transformers", str(folder / name), lanes)
+
+
+def prompt_of(rng: random.Random, model: Served, tokens: int, step_ms: int = 20) -> list[int]:
+    """Token ids that share nothing with others; to the fake engine they say how long its answer and its steps are."""
+    if model.engine == "fake":
+        from workers.engine.fake_model import build_tokenizer
+
+        text = f"[tokens={tokens}] [step_ms={step_ms}]"
+        return list(build_tokenizer().encode(text, add_special_tokens=False).ids)
+    return [rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)]
 
 
 def save_random(shape: str, folder: Path) -> None:

@@ -14,7 +14,6 @@ measurement cuts that to the same time, or it would have to last for hours (`--r
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -111,22 +110,11 @@ def forget_records(store: redis.Redis, keep_s: int) -> None:
     pipe.execute()
 
 
-def requests(rng: random.Random, model: Served, tokens: int, count: int) -> list[str]:
-    """Answers of known length, every token of which is a word."""
-    made = bodies(rng, model.name, tokens, count)
-    if model.engine != "fake":
-        return made
-    return [
-        json.dumps((body := json.loads(each)) | {"prompt": f"[tokens={body['max_tokens']}] [step_ms=20]"})
-        for each in made
-    ]
-
-
 def capacity(up: Up, model: Served, options: argparse.Namespace) -> float:
     """Tokens per second with a stream on every lane."""
     refill_s = options.capacity_s
     order = {"port": up.port, "path": PATH, "streams": options.lanes, "refill_s": refill_s, "words": True}
-    order["bodies"] = requests(random.Random(options.seed), model, options.tokens, options.lanes + int(50 * refill_s))
+    order["bodies"] = bodies(random.Random(options.seed), model, options.tokens, options.lanes + int(50 * refill_s))
     result = stream_client.finish(stream_client.start(order))
     if result["errors"] or result["lost"] or result["doubled"]:
         raise SystemExit(f"the pool fails before the soak: {result['example']}\n{up.said()}")
@@ -144,7 +132,7 @@ def soak(
         arrivals.append(at)
         at += rng.expovariate(rate / options.tokens)
     order = {"port": up.port, "path": PATH, "arrivals": arrivals, "words": True}
-    client = stream_client.start(order | {"bodies": requests(rng, model, options.tokens, len(arrivals))})
+    client = stream_client.start(order | {"bodies": bodies(rng, model, options.tokens, len(arrivals))})
     samples: Samples = {}
     begin = time.monotonic()
     for number in range(1, int(options.minutes * 60 / options.every) + 1):
