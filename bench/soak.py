@@ -34,12 +34,21 @@ from pool_rig import ROOT, Served, end, environ, served, until, wait
 from servers import free_port
 from stream_client import BINS_PER_S
 
-from tasks.keys import key
+from tasks.keys import key, single
 
 #: What counts as flat: growth by so large a share, or by so much. Streams in flight, and so files and keys, come and go.
-FLAT = {"MB": (0.02, 3.0), "open files": (0.2, 10.0), "threads": (0.1, 3.0), "keys": (0.2, 100.0)}  # share, or so much
+FLAT = {
+    "MB": (0.02, 3.0),
+    "open files": (0.2, 10.0),
+    "threads": (0.1, 3.0),
+    "keys": (0.2, 100.0),
+    "jobs": (0.5, 32.0),
+}  # share, or so much
 START_S = 180.0
 PARTS = {"-m api": "API", "celery": "worker", "guard.py": "watcher", "redis-server": "Redis"}
+
+#: Jobs in line and on lanes. If they grow, the load was more than the pool could take, and all else grows with them.
+LIVE = ("waiting and running", "jobs")
 
 Samples = dict[tuple[str, str], list[float]]
 
@@ -86,7 +95,7 @@ class Up:
         return found
 
 
-def sample(up: Up, store: redis.Redis, samples: Samples) -> None:
+def sample(up: Up, store: redis.Redis, model: str, samples: Samples) -> None:
     """One look at everything."""
     for part, process in up.parts().items():
         with suppress(psutil.NoSuchProcess):  # a child of Redis that rewrites its file lives for a moment
@@ -95,6 +104,8 @@ def sample(up: Up, store: redis.Redis, samples: Samples) -> None:
             samples.setdefault((part, "threads"), []).append(process.num_threads())
     info: Any = store.info()
     samples.setdefault(("Redis' data", "MB"), []).append(info["used_memory"] / 2**20)
+    jobs: Any = store.zcard(key("waiting", model)) + store.zcard(single("leases"))
+    samples.setdefault(LIVE, []).append(float(jobs))
     samples.setdefault(("Redis' data", "keys"), []).append(float(info.get("db0", {}).get("keys", 0)))
 
 
@@ -139,7 +150,7 @@ def soak(
         time.sleep(max(0.0, begin + number * options.every - time.monotonic()))
         if not options.records:
             forget_records(store, options.keep)
-        sample(up, store, samples)
+        sample(up, store, model.name, samples)
         keys = samples["Redis' data", "keys"]
         held = ", ".join(f"{part} {values[-1]:.0f}" for (part, what), values in samples.items() if what == "MB")
         print(f"{number * options.every / 60:.1f} min: MB {held}; keys {keys[-1]:.0f}", flush=True)
@@ -159,13 +170,14 @@ def report(samples: Samples, result: dict[str, Any], every_s: float) -> bool:
     print(
         "\n| what | first third, median | last third, median | most | per hour | verdict |\n|---|---|---|---|---|---|"
     )
-    well = True
+    well = steady = True
     for (part, what), values in samples.items():
         third = max(1, len(values) // 3)
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
         share, absolute = FLAT[what]
         flat = last - first <= max(share * first, absolute)
         well = well and flat
+        steady = steady and (flat or (part, what) != LIVE)
         grown = f"{slope(values, every_s):+.1f}"
         print(
             f"| {part}, {what} | {first:.1f} | {last:.1f} | {max(values):.1f} | {grown} | {'flat' if flat else 'GROWS'} |"
@@ -176,6 +188,8 @@ def report(samples: Samples, result: dict[str, Any], every_s: float) -> bool:
     first_ms = sorted(1000 * seconds for seconds in result["first_s"])
     p50, p99 = first_ms[len(first_ms) // 2], first_ms[len(first_ms) * 99 // 100]
     print(f"time to first token p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+    if not steady:
+        print("\nThe pool fell behind its load, as when others use the machine: what grows may be the line.")
     print(f"\nVerdict: {'nothing grows' if well else 'SOMETHING GROWS'}; ", end="")
     print("nothing lost, doubled or failed." if complete else "ANSWERS WERE NOT COMPLETE.")
     return well and complete
