@@ -45,7 +45,6 @@ class Exchange(asyncio.Protocol):
         self._done = done
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
-        self._said_done = False
         self._complete = False
         self._transport: asyncio.Transport | None = None
 
@@ -63,7 +62,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         record = self._record
-        if not record.error and not (self._complete and (self._said_done or record.status != 200)):
+        if not record.error and not (self._complete and record.finish):
             record.error = "cut off" if record.status == 200 else "closed without an answer"
         if record.end < 0:
             record.end = self._now()
@@ -103,8 +102,7 @@ class Exchange(asyncio.Protocol):
         self.close()
 
     def _take(self, data: bytes) -> None:
-        if data == b"[DONE]":
-            self._said_done = True
+        if data == b"[DONE]":  # not every server says it: an answer is complete with its finish reason
             return
         event = json.loads(data)
         record = self._record

@@ -7,12 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from bench.load import Outcome
 from bench.load_http import Record
+from bench.usage import Used
 
 #: A first token that never came: its request was given up, cut off or failed.
 NEVER = math.inf
+#: The fields of a summary that are quantiles.
+QUANTILES = frozenset({"ttft", "gap", "tpot"})
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,21 @@ def _tokens_until(record: Record, asked: int, seconds: float) -> float:
 
 def _tpot(record: Record, asked: int) -> float:
     return (record.chunks[-1] - record.chunks[0]) / max(1, tokens_of(record, asked) - 1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One load against one system in one round, and what each part of the system used meanwhile."""
+
+    system: str
+    load: str
+    round: int
+    summary: Summary
+    used: dict[str, Used]
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Result:
+        """What `asdict` made of one."""
+        summary = {name: Quantiles(**value) if name in QUANTILES else value for name, value in row["summary"].items()}
+        used = {role: Used(**value) for role, value in row["used"].items()}
+        return cls(row["system"], row["load"], row["round"], Summary(**summary), used)

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,16 @@ def vllm(python: Path, path: Path) -> System:
 
     def parts(folder: Path, port: int) -> list[Part]:
         serve = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--port", str(port)]
-        options = ["--host", "127.0.0.1", "--served-model-name", toy_model.NAME, "--dtype", "float32", "--enforce-eager"]
-        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_NO_USAGE_STATS": "1"}
+        options = [
+            "--host",
+            "127.0.0.1",
+            "--served-model-name",
+            toy_model.NAME,
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+        ]
+        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
         return [Part("server", [*serve, *options, "--disable-log-stats"], port, env)]
 
     return System("vllm", "", parts, missing=_without(python, "make bench-peers"))
@@ -161,9 +170,9 @@ def running(system: System, folder: Path) -> Iterator[Running]:
             process = _start(part, folder)
             started.append((part, process))
             if part.listens:
-                _wait(lambda part=part: _listens(part.listens), process, part, folder)
+                _wait(partial(_listens, part.listens), process, part, folder)
         part, process = started[-1]
-        _wait(lambda: _answers(port, system.model), process, part, folder)
+        _wait(partial(_answers, port, system.model), process, part, folder)
         yield Running(port, system.model, {part.role: process.pid for part, process in started})
     finally:
         for _, process in reversed(started):
