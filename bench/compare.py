@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -26,26 +25,11 @@ from bench.compare_report import print_report
 from bench.load import run_load
 from bench.load_plan import Body, Plan, burst, chat, closed_loop, open_loop, poisson, words
 from bench.load_report import Result, summarise
-from bench.pools import ROOT, Pool, Running, System, fastchat, penstock, running, transformers_serve, vllm
+from bench.peers import SYSTEMS, add_environments, build, say
+from bench.pools import ROOT, Pool, Running, System, penstock, running
 from bench.usage import Usage
 
 PROMPT_TOKENS = 32
-
-
-def systems(folder: Path, options: argparse.Namespace) -> list[System]:
-    """Those that were asked for and can run here; says which cannot."""
-    path = toy_model.save(folder)
-    known = [
-        penstock(Pool(lanes=options.lanes), path),
-        fastchat(options.fastchat, toy_model.save_for_transformers_4(path)),
-        transformers_serve(path),
-        vllm(options.vllm, path),
-    ]
-    chosen = [system for system in known if system.name in (options.systems or [each.name for each in known])]
-    for system in chosen:
-        if system.missing:
-            say(f"{system.name} is skipped: {system.missing}")
-    return [system for system in chosen if not system.missing]
 
 
 @dataclass
@@ -132,15 +116,10 @@ class BodyMaker:
         return chat(self.model, words(self.rng, PROMPT_TOKENS), self.tokens)
 
 
-def say(text: str) -> None:
-    """Progress, beside the tables on stdout."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", help="penstock, fastchat, 'transformers serve', vllm; default: all")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32, 64], help="closed loops")
     parser.add_argument("--poisson", type=float, nargs="*", default=[0.5, 0.8], help="shares of penstock's capacity")
@@ -154,8 +133,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--capacity", type=float, default=0.0, help="requests per second; default: measured first")
     parser.add_argument("--processes", type=int, default=1, help="of the load generator")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--fastchat", type=Path, default=ROOT / ".venv-fastchat/bin/python")
-    parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python")
+    add_environments(parser)
     parser.add_argument("--results", type=Path, default=ROOT / ".work/bench/compare.json")
     parser.add_argument("--plots", type=Path, default=ROOT / "docs/plots")
     parser.add_argument("--table", type=Path, help="print the tables of such a file, and measure nothing")
@@ -170,10 +148,11 @@ def main() -> None:
         return
     say(f"seed {options.seed}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
-        chosen = systems(Path(name), options)
+        pool = Pool(lanes=options.lanes)
+        chosen = build(Path(name), pool, options)
         comparison = Comparison(options, Path(name), options.capacity)
         if not options.capacity and options.poisson:
-            comparison.measure_capacity(penstock(Pool(lanes=options.lanes), Path(name) / toy_model.NAME))
+            comparison.measure_capacity(penstock(pool, Path(name) / toy_model.NAME))
         comparison.run(chosen)
     print_report(comparison.keep(), options.plots)
 

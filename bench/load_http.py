@@ -13,6 +13,9 @@ from typing import Any, cast
 
 import httptools
 
+#: The client stopped waiting for the rest of an answer.
+GAVE_UP = "client gave up"
+
 
 @dataclass
 class Record:
@@ -143,7 +146,7 @@ async def ask(host: str, port: int, request: bytes, record: Record, begin: float
             await loop.create_connection(lambda: exchange, host, port)
             await done
     except TimeoutError:
-        record.error = "client gave up" if record.head >= 0 else "client gave up, no answer"
+        record.error = GAVE_UP if record.head >= 0 else "no answer in time"
         record.end = time.monotonic() - begin
         exchange.close()
     except OSError as error:

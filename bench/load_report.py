@@ -130,6 +130,8 @@ class Result:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Result:
         """What `asdict` made of one."""
-        summary = {name: Quantiles(**value) if name in QUANTILES else value for name, value in row["summary"].items()}
+        summary: dict[str, Any] = dict(row["summary"])
+        for name in QUANTILES:
+            summary[name] = Quantiles(**summary[name])
         used = {role: Used(**value) for role, value in row["used"].items()}
         return cls(row["system"], row["load"], row["round"], Summary(**summary), used)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -27,7 +28,8 @@ def save(folder: Path) -> Path:
     words = {f"w{token}": token for token in range(SHAPES[NAME][-1])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=4096, chat_template=TEMPLATE)
+    fast_class: Any = PreTrainedTokenizerFast  # untyped
+    fast = fast_class(tokenizer_object=tokenizer, model_max_length=4096, chat_template=TEMPLATE)
     fast.save_pretrained(path)
     return path
 
