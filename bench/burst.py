@@ -27,14 +27,14 @@ from bench.usage import Usage
 def scene(options: argparse.Namespace, model: str, penstock: bool) -> Plan:
     """Both classes, by their times. The trickle goes on for the whole scene."""
     rng = random.Random(options.seed)
-    urgent = {"priority": "interactive"} if penstock and options.priority else {}
-    late = {"priority": "batch"} if penstock and options.priority else {}
+    urgent = {"priority": "interactive"} if penstock else {}
+    crowded = {"priority": options.priority} if penstock else {}
     trickle = [
         Shot(at, TRICKLE, body(rng, options, model, options.trickle_tokens, urgent))
         for at in poisson(rng, options.trickle, options.seconds)
     ]
     crowd = [
-        Shot(at, BURST, body(rng, options, model, options.tokens, late))
+        Shot(at, BURST, body(rng, options, model, options.tokens, crowded))
         for at in burst(rng, options.count, options.within, BURST_AT_S)
     ]
     shots = sorted([*trickle, *crowd], key=lambda shot: shot.at)
@@ -62,7 +62,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lanes", type=int, default=32, help="of each worker")
     parser.add_argument("--max-waiting", type=int, default=1000, help="the longest line; what is beyond gets 429")
-    parser.add_argument("--no-priority", dest="priority", action="store_false", help="send no `priority` to penstock")
+    parser.add_argument("--priority", choices=["interactive", "normal", "batch"], default="normal", help="of the burst")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds after which a client gives up")
     parser.add_argument("--processes", type=int, default=1, help="of the load generator")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))

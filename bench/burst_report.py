@@ -105,8 +105,12 @@ def report(system: System, outcome: Outcome, used: dict[str, Used]) -> None:
     kinds = Counter[str]()
     for records in classes.values():
         kinds.update(fates(records).kinds)
+    heads = quantiles([record.head - record.intended for record in by_class[BURST] if record.head >= 0])
     print(
-        f"\nDrained {drained - BURST_AT_S:.1f} s after the burst began; refusals answered within {refusals(by_class[BURST])}."
+        f"\nA request of the burst heard that it was accepted or refused after {ms(heads.p50)} ms (p50), {ms(heads.p99)} ms (p99)."
+    )
+    print(
+        f"Drained {drained - BURST_AT_S:.1f} s after the burst began; refusals answered within {refusals(by_class[BURST])}."
     )
     print(f"Errors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}.")
     late = quantile([record.sent - record.intended for record in outcome.records if record.sent >= 0], 0.99)
