@@ -24,9 +24,9 @@ def build(folder: Path, pool: Pool, options: argparse.Namespace) -> list[System]
     path = toy_model.save(folder)
     makers = {
         "penstock": lambda: penstock(pool, path),
-        "fastchat": lambda: fastchat(options.fastchat, toy_model.save_for_transformers_4(path)),
+        "fastchat": lambda: fastchat(options.fastchat.absolute(), toy_model.save_for_transformers_4(path)),
         "transformers serve": lambda: transformers_serve(path),
-        "vllm": lambda: vllm(options.vllm, path),
+        "vllm": lambda: vllm(options.vllm.absolute(), path),
     }
     chosen = [makers[name]() for name in options.systems]
     for system in chosen:
