@@ -61,6 +61,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--step-ms", type=int, default=40, help="a step of the scripted engine")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lanes", type=int, default=32, help="of each worker")
+    parser.add_argument("--api-processes", type=int, default=1)
     parser.add_argument("--max-waiting", type=int, default=1000, help="the longest line; what is beyond gets 429")
     parser.add_argument("--priority", choices=["interactive", "normal", "batch"], default="normal", help="of the burst")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds after which a client gives up")
@@ -80,7 +81,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Play the scene against each system."""
     options = read_options()
-    pool = Pool(options.lanes, options.workers, options.max_waiting, options.engine == "fake")
+    pool = Pool(options.lanes, options.workers, options.max_waiting, options.engine == "fake", options.api_processes)
     print(
         f"Seed {options.seed}, {os.cpu_count()} cores: {options.count} requests of {options.tokens} tokens within "
         f"{options.within:g} s beside {options.trickle:g} interactive ones of {options.trickle_tokens} per second; "

@@ -85,39 +85,45 @@ def prediction(records: Sequence[Record]) -> Prediction:
 
 def report(system: System, outcome: Outcome, used: dict[str, Used]) -> None:
     """The tables of one system."""
-    by_class = {tag: [record for record in outcome.records if record.tag == tag] for tag in (TRICKLE, BURST)}
-    drained = max((record.end for record in by_class[BURST] if record.chunks), default=math.nan)
-    before = [record for record in by_class[TRICKLE] if record.intended < BURST_AT_S]
-    beside = [record for record in by_class[TRICKLE] if BURST_AT_S <= record.intended <= drained]
+    trickle, crowd = ([record for record in outcome.records if record.tag == tag] for tag in (TRICKLE, BURST))
+    over = max(record.end for record in crowd)
+    classes = {
+        "interactive, before": [record for record in trickle if record.intended < BURST_AT_S],
+        "interactive, beside the burst": [record for record in trickle if BURST_AT_S <= record.intended <= over],
+        "burst": crowd,
+    }
     print(f"### {system.name}\n")
+    report_fates(classes)
+    heads = quantiles([record.head - record.intended for record in crowd if record.head >= 0])
+    print(
+        f"\nA request of the burst heard that it was accepted or refused after {ms(heads.p50)} ms (p50), {ms(heads.p99)} ms"
+    )
+    print(
+        f"(p99); refusals within {refusals(crowd)}. The last one ended {over - BURST_AT_S:.1f} s after the burst began."
+    )
+    late = quantile([record.sent - record.intended for record in outcome.records if record.sent >= 0], 0.99)
+    print(f"Load generator: {outcome.cpu_share:.0%} of a core, late by {ms(late)} ms at p99.")
+    cpu = ", ".join(f"{role} {each.cpu_s:.1f} s and {each.peak_rss / 1e6:.0f} MB" for role, each in used.items())
+    print(f"Processes, CPU and peak RSS: {cpu}.\n")
+    report_prediction({TRICKLE: trickle, BURST: crowd})
+
+
+def report_fates(classes: dict[str, list[Record]]) -> None:
+    """One line for each class, and what went wrong."""
     print(
         "| class | asked | complete | 429 | without Retry-After | named errors | client gave up | lost "
         "| TTFT p50 / p90 / p99 ms |\n|---|---|---|---|---|---|---|---|---|"
     )
-    classes = {"interactive, before": before, "interactive, beside the burst": beside, "burst": by_class[BURST]}
+    kinds = Counter[str]()
     for name, records in classes.items():
         fate = fates(records)
+        kinds.update(fate.kinds)
         first = quantiles([ttft(record) for record in records if record.status != 429])
         print(
             f"| {name} | {fate.asked} | {fate.complete} | {fate.refused} | {fate.refused_silent} | {fate.broken} "
             f"| {fate.given_up} | {fate.lost} | {ms(first.p50)} / {ms(first.p90)} / {ms(first.p99)} |"
         )
-    kinds = Counter[str]()
-    for records in classes.values():
-        kinds.update(fates(records).kinds)
-    heads = quantiles([record.head - record.intended for record in by_class[BURST] if record.head >= 0])
-    print(
-        f"\nA request of the burst heard that it was accepted or refused after {ms(heads.p50)} ms (p50), {ms(heads.p99)} ms (p99)."
-    )
-    print(
-        f"Drained {drained - BURST_AT_S:.1f} s after the burst began; refusals answered within {refusals(by_class[BURST])}."
-    )
-    print(f"Errors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}.")
-    late = quantile([record.sent - record.intended for record in outcome.records if record.sent >= 0], 0.99)
-    print(f"Load generator: {outcome.cpu_share:.0%} of a core, late by {ms(late)} ms at p99.")
-    cpu = ", ".join(f"{role} {each.cpu_s:.1f} s and {each.peak_rss / 1e6:.0f} MB" for role, each in used.items())
-    print(f"Processes, CPU and peak RSS: {cpu}.\n")
-    report_prediction(by_class)
+    print(f"\nErrors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}.")
 
 
 def refusals(records: Sequence[Record]) -> str:
@@ -131,15 +137,22 @@ def report_prediction(by_class: dict[str, list[Record]]) -> None:
     if not any(record.eta_s >= 0 for records in by_class.values() for record in records):
         print("No request was told how long it will wait.\n")
         return
-    print("| told eta_s | requests | absolute error p50 / p90 s | relative error p50 / p90 | told - real, p50 s |")
+    print(
+        "| told eta_s | requests | absolute error p50 / p90 s | relative error of waits over 1 s p50 / p90 | told - real, p50 s |"
+    )
     print("|---|---|---|---|---|")
     for tag, records in by_class.items():
         said = prediction(records)
         print(
             f"| {tag} | {said.told} | {quantile(said.absolute, 0.5):.2f} / {quantile(said.absolute, 0.9):.2f} "
-            f"| {quantile(said.relative, 0.5):.0%} / {quantile(said.relative, 0.9):.0%} | {said.bias:+.2f} |"
+            f"| {percent(quantile(said.relative, 0.5))} / {percent(quantile(said.relative, 0.9))} | {said.bias:+.2f} |"
         )
     print()
+
+
+def percent(share: float) -> str:
+    """A share; none of nothing."""
+    return "-" if math.isnan(share) else f"{share:.0%}"
 
 
 def draw(name: str, outcome: Outcome, folder: Path) -> Path:

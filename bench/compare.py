@@ -130,6 +130,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=10.0, help="seconds within which an answer counts as good")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds after which a client gives up")
     parser.add_argument("--lanes", type=int, default=64, help="max_num_seqs of penstock")
+    parser.add_argument("--api-processes", type=int, default=1, help="of penstock")
     parser.add_argument("--capacity", type=float, default=0.0, help="requests per second; default: measured first")
     parser.add_argument("--processes", type=int, default=1, help="of the load generator")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
@@ -148,7 +149,7 @@ def main() -> None:
         return
     say(f"seed {options.seed}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
-        pool = Pool(lanes=options.lanes)
+        pool = Pool(options.lanes, api_processes=options.api_processes)
         chosen = build(Path(name), pool, options)
         comparison = Comparison(options, Path(name), options.capacity)
         if not options.capacity and options.poisson:

@@ -42,6 +42,7 @@ class Summary:
     rejected: int
     errors: dict[str, int]
     within: int
+    good_until: float
     seconds: float
     tokens_per_s: float
     ttft: Quantiles
@@ -52,8 +53,8 @@ class Summary:
 
     @property
     def goodput(self) -> float:
-        """Requests per second that were answered within the deadline."""
-        return self.within / self.seconds
+        """Requests per second that were answered within the deadline, until the last of them was."""
+        return self.within / self.good_until if self.within else 0.0
 
     @property
     def good_share(self) -> float:
@@ -87,6 +88,7 @@ def summarise(outcome: Outcome, max_tokens: int, deadline_s: float) -> Summary:
     """One load. Tokens are counted until the plan's end, or a burst's last answer: not while a closed loop runs out."""
     records = outcome.records
     complete = [record for record in records if not record.error]
+    good = [record for record in complete if record.end - record.intended <= deadline_s]
     rejected = sum(record.status == 429 for record in records)
     last = max((record.chunks[-1] for record in records if record.chunks), default=0.0)
     seconds = outcome.plan.seconds or max(last, 0.001)
@@ -95,7 +97,8 @@ def summarise(outcome: Outcome, max_tokens: int, deadline_s: float) -> Summary:
         complete=len(complete),
         rejected=rejected,
         errors=dict(Counter(record.error for record in records if record.error)),
-        within=sum(record.end - record.intended <= deadline_s for record in complete),
+        within=len(good),
+        good_until=max([outcome.plan.seconds, *(record.end for record in good)]),
         seconds=seconds,
         tokens_per_s=sum(_tokens_until(record, max_tokens, seconds) for record in records) / seconds,
         ttft=quantiles([ttft(record) for record in records if record.status != 429]),

@@ -21,7 +21,7 @@ def add_environments(parser: argparse.ArgumentParser) -> None:
 
 def build(folder: Path, pool: Pool, options: argparse.Namespace) -> list[System]:
     """The systems of `options` that can run here, with the model in `folder`; says which cannot."""
-    path = toy_model.save(folder)
+    path = folder if pool.fake else toy_model.save(folder)
     makers = {
         "penstock": lambda: penstock(pool, path),
         "fastchat": lambda: fastchat(options.fastchat.absolute(), toy_model.save_for_transformers_4(path)),

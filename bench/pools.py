@@ -65,16 +65,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Pool:
-    """Penstock's shape: lanes of each worker, workers, the longest line, and the scripted engine or the random model."""
+    """Penstock's shape: lanes of each worker, workers, the longest line, the scripted engine or the random model."""
 
     lanes: int = 64
     workers: int = 1
     max_waiting: int = 1000
     fake: bool = False
+    api_processes: int = 1
 
 
 def penstock(pool: Pool, path: Path) -> System:
-    """Redis, one API process and the workers, as `penstock up` runs them. `path`: the model's folder."""
+    """Redis, the API and the workers, as `penstock up` runs them. `path`: the model's folder."""
     name = "fake" if pool.fake else toy_model.NAME
     source = 'engine = "fake"' if pool.fake else f'path = "{path}"\ndtype = "float32"'
 
@@ -88,6 +89,7 @@ def penstock(pool: Pool, path: Path) -> System:
             "PENSTOCK_MODEL": name,
             "PENSTOCK_DATA_DIR": str(folder),
             "PENSTOCK_PORT": str(port),
+            "PENSTOCK_API_PROCESSES": str(pool.api_processes),
             "PENSTOCK_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

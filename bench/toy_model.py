@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from bench.contenders import SHAPES, random_model
 
@@ -24,7 +24,8 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 def save(folder: Path) -> Path:
     """The model as transformers 5 and vLLM read it."""
     path = folder / NAME
-    disable_progress_bar()
+    logs: Any = logging  # untyped
+    logs.disable_progress_bar()
     model = random_model(NAME)
     model.save_pretrained(path)
     words = {f"w{token}": token for token in range(SHAPES[NAME][-1])}

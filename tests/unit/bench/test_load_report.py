@@ -51,6 +51,7 @@ def test_goodput_is_what_ended_within_the_deadline() -> None:
     assert summary.within == 1
     assert summary.good_share == 0.5
     assert summary.goodput == pytest.approx(0.1)
+    assert summary_of(record(intended=9.0, chunks=(10.0, 10.5))).goodput == pytest.approx(1 / 10.5)
 
 
 def test_tokens_after_the_plans_end_do_not_count() -> None:
