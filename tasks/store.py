@@ -6,7 +6,7 @@ Every method raises `StoreDown` when Redis cannot be reached or refuses the call
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,12 +14,16 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from tasks import lua
+from tasks.batching import Batching
 from tasks.errors import Conflict, QueueFull, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.settings import Settings
+
+#: Places in line that are asked for at a time, so that neither Redis nor the event loop is held up.
+PLACES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class JobStore:
         self._settings = settings
         self._term_ms = int(settings.lease_s * 3000)  # an API process that is silent this long watches nothing any more
         self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
+        self._submits = Batching(client, self._scripts["submit"])
 
     async def submit(
         self,
@@ -72,13 +77,12 @@ class JobStore:
         body_hash: str = "-",
     ) -> Submitted:
         """Put a job in line, atomically. Raises `QueueFull` at `limit` waiting jobs, `Conflict` for a reused key."""
-        answer = await self._run(
-            "submit",
+        call = self._submits.call(
             *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
             *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
             self._term_ms,
         )
-        match answer:
+        match await self._wait(call):
             case ["created", job_id, position, created]:
                 return Submitted(job_id, False, position, int(created))
             case ["existing", job_id]:
@@ -102,10 +106,15 @@ class JobStore:
         rank = await self._wait(self._redis.zrank(key("waiting", job.spec.model), job_id))
         return job, None if rank is None else rank + 1
 
-    async def position(self, job_id: str, model: str) -> int | None:
-        """Its place in the model's line (1 is next), None when it does not wait. Cheaper than `get`."""
-        rank = await self._wait(self._redis.zrank(key("waiting", model), job_id))
-        return None if rank is None else int(rank) + 1
+    async def positions(self, jobs: Sequence[tuple[str, str]]) -> list[int | None]:
+        """The places of jobs (id and model) in their lines: 1 is next, None does not wait. Cheaper than `get`."""
+        found: list[int | None] = []
+        for at in range(0, len(jobs), PLACES):
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id, model in jobs[at : at + PLACES]:
+                pipe.zrank(key("waiting", model), job_id)
+            found += [None if rank is None else int(rank) + 1 for rank in await self._wait(pipe.execute())]
+        return found
 
     async def attach(self, job_id: str, api: str) -> Attached | None:
         """From now on relay the job's entries to this API process. None: there is no such job."""
