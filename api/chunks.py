@@ -13,7 +13,7 @@ from typing import Any
 from api.calls import Argued, Called, CallReader, Piece, Said, call_object
 from api.dialects import DIALECTS
 from api.errors import error_object
-from api.frames import frame
+from api.frames import TextFrames, frame
 from api.logprobs import CompletionLogprobs, chat_logprobs
 from api.render import failure, finish_reason, usage
 from tasks.errors import ErrorCode, PenstockError
@@ -27,9 +27,12 @@ class _Chunks:
     """What the two OpenAI shapes have in common."""
 
     object = ""
+    shape = ""
+    joins = True
 
     def __init__(self, spec: JobSpec, created: int) -> None:
         self._spec = spec
+        self._texts: dict[int, TextFrames] = {}
         self._base = {
             "id": spec.id,
             "object": self.object,
@@ -52,6 +55,18 @@ class _Chunks:
             chunk["usage"] = usage_
         return chunk
 
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _text(self, at: EntryId, choice: int, text: str) -> bytes:
+        """A chunk that only adds text, as nearly all do."""
+        if not text:
+            return b""
+        frames = self._texts.get(choice)
+        if frames is None:
+            frames = self._texts[choice] = TextFrames(lambda hole: self._chunk([self._choice(choice, hole)]))
+        return frames.frame(at, text)
+
     def _end(self, at: EntryId, end: End, finish: dict[str, Any] | None) -> bytes:
         if end.state != JobState.SUCCEEDED:
             return frame(error_object(failure(end.code, end.message, end.state)), at)
@@ -71,6 +86,10 @@ class ChatChunks(_Chunks):
         self._begun = resumed
         dialect = DIALECTS.get(spec.tool_format)
         self._calls = [CallReader(dialect) for _ in range(spec.choices)] if dialect else []
+        self.shape = "" if dialect else "chat"
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        return _choice(index, {"content": text})
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """Role, content, finish and usage chunks."""
@@ -100,6 +119,8 @@ class ChatChunks(_Chunks):
         )
 
     def _delta(self, at: EntryId, entry: Delta) -> bytes:
+        if not entry.logprobs and not self._calls:
+            return self._text(at, entry.choice, entry.text)
         logprobs = None
         if self._spec.sampling.logprobs is not None and entry.logprobs:
             logprobs = chat_logprobs(entry.logprobs)
@@ -156,6 +177,10 @@ class CompletionChunks(_Chunks):
     def __init__(self, spec: JobSpec, created: int) -> None:
         super().__init__(spec, created)
         self._logprobs = [CompletionLogprobs() for _ in range(spec.choices)]
+        self.shape = "completion" if spec.sampling.logprobs is None else ""
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        return _text(index, text, None)
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """Text, finish and usage chunks."""
@@ -163,12 +188,10 @@ class CompletionChunks(_Chunks):
             case Started():
                 return b""
             case Delta():
-                logprobs = None
-                if self._spec.sampling.logprobs is not None and entry.logprobs:
-                    self._logprobs[entry.choice].add(entry.logprobs)
-                    logprobs = self._logprobs[entry.choice].take()
-                if not entry.text and logprobs is None:
-                    return b""
+                if self._spec.sampling.logprobs is None or not entry.logprobs:
+                    return self._text(at, entry.choice, entry.text)
+                self._logprobs[entry.choice].add(entry.logprobs)
+                logprobs = self._logprobs[entry.choice].take()
                 return frame(self._chunk([_text(entry.choice, entry.text, logprobs)]), at)
             case ChoiceEnd():
                 return frame(self._chunk([_text(entry.choice, "", None, finish_reason(entry.finish))]), at)
@@ -185,6 +208,9 @@ def _text(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | 
 
 class JobEvents:
     """The log itself, for /v1/jobs/{id}/events: `event:` is the kind of the entry, the terminal one has the usage."""
+
+    shape = "job"
+    joins = False
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec

@@ -110,7 +110,6 @@ async def test_a_lost_end_is_found_when_idle(redis_url: str) -> None:
 async def test_a_reconnect_looks_into_the_logs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was published while the channel was away comes at once, not only when the reader has been idle."""
     monkeypatch.setattr(api.reader, "IDLE_S", 60.0)
-    monkeypatch.setattr(api.reader, "IN_LINE_S", 60.0)
     async with running(redis_url, 1) as (relay, reader, _, attempt, client):
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         attempt.say("meanwhile")
