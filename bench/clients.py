@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from typing import cast
 
 #: Connections that are being opened at a time.
@@ -91,12 +92,48 @@ def _dechunked(data: bytes) -> bytes:
     return b"".join(parts)
 
 
+class Caller:
+    """One connection that stays open, for one request after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._request = request
+
+    @classmethod
+    async def connect(cls, port: int, path: str, body: bytes) -> Caller:
+        """To this machine."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        return cls(reader, writer, _request(f"POST {path}", body.decode()))
+
+    async def call(self, status: int) -> None:
+        """Ask, and read the answer. Exits unless it has this status."""
+        self._writer.write(self._request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = await self._reader.readexactly(size)
+        if not head.startswith(f"HTTP/1.1 {status} ".encode()):
+            raise SystemExit(f"{head!r}{body!r}")
+
+    def close(self) -> None:
+        """Leave."""
+        self._writer.close()
+
+
+def _request(target: str, body: str) -> bytes:
+    lines = (f"{target} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "", body)).encode()
+
+
+def allow_many_connections() -> None:
+    """For this process and those that it starts: the usual limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def open_all(port: int, target: str, body: str, count: int) -> list[Stream]:
     """So many connections, each with this request."""
-    head = (
-        f"{target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    request = head.encode() + body.encode()
+    request = _request(target, body)
     loop = asyncio.get_running_loop()
     streams: list[Stream] = []
     while len(streams) < count:

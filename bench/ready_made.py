@@ -1,20 +1,23 @@
-"""What `bench/relay.py` compares with: applications that stream bytes which are ready, and do nothing else.
+"""What `bench/relay.py` and `bench/submits.py` compare with: applications that do the least that FastAPI can do.
 
 `GET /sse` is sse-starlette's `EventSourceResponse`, `GET /plain` Starlette's `StreamingResponse`; each yields one event
 to every stream at each `POST /tick`. No queue, no JSON, no look at the clock: less is no stream of tokens any more.
+`POST /v1/jobs` validates a job as Penstock does, and answers as much as Penstock would.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Annotated
 
-from fastapi import FastAPI, Response
-from fastapi.responses import StreamingResponse
+from fastapi import Body, FastAPI, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from sse_starlette.sse import EventSourceResponse
 
 from api.chunks import ChatChunks
 from api.frames import frame
+from api.schemas import JobRequest
 from tasks.events import Delta, EntryId
 from tasks.jobs import JobSpec, new_id
 from tasks.sampling import Sampling
@@ -79,3 +82,18 @@ async def sse(count: int, text: str) -> Response:
 async def plain(count: int, text: str) -> Response:
     """By Starlette."""
     return StreamingResponse(_stream(_ticks(), count, text), media_type="text/event-stream")
+
+
+@app.post("/v1/jobs")
+async def submit(body: Annotated[JobRequest, Body()]) -> Response:
+    """Validates, and is done."""
+    usage = {"prompt_tokens": 40, "completion_tokens": 0, "total_tokens": 40}
+    row = {
+        "id": "job_" + "x" * 24,
+        "object": "job",
+        "state": "queued",
+        "model": body.model,
+        "created_at": 1_700_000_000,
+    }
+    more = {"queue": {"position": 1, "eta_s": None}, "usage": usage, "result": None, "error": None, "attempts": 0}
+    return JSONResponse(row | more | {"priority": body.priority, "metadata": body.metadata}, 202)

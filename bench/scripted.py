@@ -22,13 +22,15 @@ from tasks.settings import Settings
 from workers.engine import fake_model
 
 MODEL = "fake"
+#: Longer than any round: nothing is renewed.
+LEASE_S = 900.0
 
 
 class ScriptedWorker:
     """Claims jobs and writes their entries, many per step, as a real worker does; there is no engine."""
 
     def __init__(self, redis_url: str, lanes: int) -> None:
-        self._ledger = JobLedger(connect(redis_url, "scripted"), Settings(redis_url=redis_url))
+        self._ledger = JobLedger(connect(redis_url, "scripted"), Settings(redis_url=redis_url, lease_s=LEASE_S))
         self._lanes = lanes
         self._running: list[Claim] = []
         self._said = 0
@@ -65,20 +67,15 @@ class ScriptedWorker:
         """Every running job is done."""
         self._write([End("succeeded", self._said, 0, "stop")], "succeeded")
 
-    def renew(self) -> None:
-        """Keep all leases."""
-        seq = self._running[0].seq + self._said if self._running else 0
-        for at in range(0, len(self._running), self._lanes):
-            rows = [(claim.spec.id, claim.fence, seq) for claim in self._running[at : at + self._lanes]]
-            self._ledger.renew(rows)
-
     def _write(self, entries: Sequence[Entry], state: str) -> None:
         rows = [(encode(entry), int(isinstance(entry, Delta))) for entry in entries]
         for at in range(0, len(self._running), self._lanes):
             jobs = self._running[at : at + self._lanes]
-            self._ledger.step(
-                [Write(job.spec.id, job.fence, job.seq + self._said + 1, rows, state, "", "") for job in jobs]
+            answers = self._ledger.step(
+                [Write(job.spec.id, job.fence, job.seq + self._said + 1, rows, state) for job in jobs]
             )
+            if bad := {answer.verdict for answer in answers} - {"ok"}:
+                raise SystemExit(f"Redis refused a step: {bad}")
 
 
 class Server:
@@ -136,8 +133,9 @@ def penstock(folder: Path, lanes: int) -> Iterator[tuple[Server, ScriptedWorker]
     with own_redis(folder / "redis") as redis_url:
         worker = ScriptedWorker(redis_url, lanes)
         port = free_port()
-        env = {"PENSTOCK_REDIS_URL": redis_url, "PENSTOCK_MODELS": str(models), "PENSTOCK_PORT": str(port)}
-        server = Server(["api"], port, env | {"PENSTOCK_DATA_DIR": str(folder), "PENSTOCK_LOG_LEVEL": "WARNING"})
+        env = {"REDIS_URL": redis_url, "MODELS": str(models), "PORT": str(port), "LEASE_S": str(LEASE_S)}
+        env |= {"DATA_DIR": str(folder), "LOG_LEVEL": "WARNING"}
+        server = Server(["api"], port, {f"PENSTOCK_{name}": value for name, value in env.items()})
         try:
             server.wait("/readyz")
             yield server, worker
