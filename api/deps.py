@@ -29,12 +29,13 @@ class Parts:
     closing: Closing
 
 
-def _parts(request: Request) -> Parts:
+# Coroutines, for FastAPI sends plain functions through a thread, and that costs more than all else that a submit does.
+async def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
 
-def _request_id(request: Request) -> str:
+async def _request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
