@@ -123,7 +123,7 @@ class Relay:
             if not queued:
                 continue
             try:
-                places = await self._store.positions([(reader.job_id, reader.model) for reader in queued])
+                places = await self._store.positions([reader.job_id for reader in queued])
             except StoreDown:
                 for reader in queued:
                     reader.unplaced()

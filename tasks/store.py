@@ -15,12 +15,14 @@ from redis.exceptions import RedisError
 
 from tasks import lua
 from tasks.batching import Batching
-from tasks.errors import Conflict, QueueFull, StoreDown, UnknownJob
+from tasks.errors import Conflict, QueueFull, RateLimited, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
 from tasks.profile import ModelProfile, WorkerCard
+from tasks.rates import Rates
 from tasks.settings import Settings
+from tasks.tenants import EVERYBODY, Tenant
 
 #: Places in line that are asked for at a time, so that neither Redis nor the event loop is held up.
 PLACES = 500
@@ -30,13 +32,14 @@ PLACES = 500
 class Submitted:
     """An accepted job: `existing` when an idempotency key led to an earlier one. `position` 1 is next in line.
 
-    `created_ms` is by Redis' clock; 0 for an existing job.
+    `created_ms` is by Redis' clock; 0 for an existing job. `rates`: what is left of the tenant's, if it has any.
     """
 
     id: str
     existing: bool
     position: int | None
     created_ms: int = 0
+    rates: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,14 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane."""
+    """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a job on a lane
+    beside others, as far as that is known. `tokens`: what the waiting jobs are expected to cost.
+    """
 
     waiting: int
     tickets: int
     lane_ms: float | None
+    tokens: int = 0
 
 
 class JobStore:
@@ -71,25 +77,29 @@ class JobStore:
         spec: JobSpec,
         *,
         limit: int,
+        token_limit: int = 0,
+        tenant: Tenant = EVERYBODY,
         listed: bool = False,
         api: str = "",
         idempotency_key: str = "",
         body_hash: str = "-",
     ) -> Submitted:
-        """Put a job in line, atomically. Raises `QueueFull` at `limit` waiting jobs, `Conflict` for a reused key."""
-        call = self._submits.call(
-            *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
-            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
-            self._term_ms,
-        )
-        match await self._wait(call):
-            case ["created", job_id, position, created]:
-                return Submitted(job_id, False, position, int(created))
-            case ["existing", job_id]:
-                return Submitted(job_id, True, None)
-            case ["full", waiting]:
-                raise QueueFull(f"{waiting} jobs already wait for {spec.model}: try again later", 1)
-        raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")
+        """Put a job in line, atomically, or find the one that its idempotency key stands for.
+
+        Raises `QueueFull` when `limit` jobs or `token_limit` tokens (0: any) wait for the model, or as many jobs of the
+        tenant as may; `RateLimited` beyond its rates; `Conflict` for a key that came with another body.
+        """
+        options = {
+            "id": spec.id, "model": spec.model, "tenant": spec.tenant, "band": BANDS[spec.priority],
+            "prompt": spec.prompt_tokens, "choices": spec.choices, "most": spec.sampling.max_tokens,
+            "deadline": spec.deadline_ms or 0, "keep": spec.retention_s, "store": int(spec.store), "listed": listed,
+            "api": api, "term": self._term_ms, "idem": idempotency_key, "hash": body_hash,
+            "max_jobs": limit, "max_tokens": token_limit, "weight": tenant.weight, "share": tenant.max_running,
+            "max_waiting": tenant.max_waiting,
+            "requests": tenant.requests_per_minute, "tokens": tenant.tokens_per_minute,
+        }  # fmt: skip
+        answer = await self._wait(self._submits.call(json.dumps(options), spec.to_json()))
+        return _submitted(answer, spec, tenant)
 
     async def knows(self, tenant: str, idempotency_key: str) -> bool:
         """True if a job was accepted under this key, and the key still stands for it."""
@@ -101,19 +111,13 @@ class JobStore:
         if "spec" not in data:
             return None
         job = Job.from_hash(data)
-        if job.state is not JobState.QUEUED:
-            return job, None
-        rank = await self._wait(self._redis.zrank(key("waiting", job.spec.model), job_id))
-        return job, None if rank is None else rank + 1
+        return job, (await self.positions([job_id]))[0] if job.state is JobState.QUEUED else None
 
-    async def positions(self, jobs: Sequence[tuple[str, str]]) -> list[int | None]:
-        """The places of jobs (id and model) in their lines: 1 is next, None does not wait. Cheaper than `get`."""
+    async def positions(self, ids: Sequence[str]) -> list[int | None]:
+        """Their places in line (1 is next), None for each that does not wait. Cheaper than `get`."""
         found: list[int | None] = []
-        for at in range(0, len(jobs), PLACES):
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id, model in jobs[at : at + PLACES]:
-                pipe.zrank(key("waiting", model), job_id)
-            found += [None if rank is None else int(rank) + 1 for rank in await self._wait(pipe.execute())]
+        for at in range(0, len(ids), PLACES):
+            found += [place or None for place in await self._run("where", *ids[at : at + PLACES])]
         return found
 
     async def attach(self, job_id: str, api: str) -> Attached | None:
@@ -158,11 +162,12 @@ class JobStore:
     async def line(self, model: str) -> Line:
         """How long the model's line is, and how fast it moves."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zcard(key("waiting", model))
         pipe.llen(queue_of(model))
-        pipe.hget(key("pace", model), "lane_ms")
-        waiting, tickets, pace = await self._wait(pipe.execute())
-        return Line(waiting, tickets, float(pace) if pace else None)
+        pipe.hmget(key("pace", model), "busy_ms", "idle_ms")
+        pipe.hmget(key("length", model), "jobs", "tokens")
+        tickets, (busy, idle), (waiting, tokens) = await self._wait(pipe.execute())
+        lane_ms = busy or idle
+        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, int(tokens or 0))
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""
@@ -213,3 +218,19 @@ class JobStore:
             return await cast(Awaitable[Any], call)
         except (RedisError, OSError, RuntimeError) as error:  # uvloop's word for a connection that was reset while idle
             raise StoreDown(f"Redis: {error}") from error
+
+
+def _submitted(answer: list[Any], spec: JobSpec, tenant: Tenant) -> Submitted:
+    """What submit.lua answered, as a result or an exception."""
+    match answer:
+        case ["created", job_id, position, created, requests, tokens]:
+            return Submitted(job_id, False, position, int(created), tenant.rates(requests, tokens))
+        case ["existing", job_id]:
+            return Submitted(job_id, True, None)
+        case ["full", waiting, whose]:
+            of = "" if whose == "model" else f" of {spec.tenant}"
+            raise QueueFull(f"{waiting} jobs{of} already wait for {spec.model}: try again later", 1)
+        case ["limited", what, wait_ms, requests, tokens]:
+            text = f"{spec.tenant} is beyond its rate of {what} per minute: try again in {wait_ms / 1000:.1f} seconds"
+            raise RateLimited(text, -(-wait_ms // 1000), tenant.rates(requests, tokens))
+    raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")

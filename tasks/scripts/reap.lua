@@ -91,10 +91,26 @@ local late = each(K.deadlines_, function(id)
   end -- a running one: step and renew tell its worker
 end)
 
+-- Parked jobs come back at the ends of their tenant's others; this is for ends that Redis forgot, and for larger shares.
+for _, line in ipairs(redis.call('SMEMBERS', K.parks_)) do
+  local best = redis.call('ZRANGE', K.parked .. line, 0, 0)
+  local r = best[1] and record(best[1])
+  if not r then
+    redis.call('ZREM', K.parked .. line, best[1] or '')
+    if not best[1] then redis.call('SREM', K.parks_, line) end
+  elseif not at_share(r) then
+    unpark(r.model, r.tenant)
+  end
+end
+
 redis.call('ZREMRANGEBYSCORE', K.workers_, '-inf', int(t))
 local tickets = 0
 for _, model in ipairs(redis.call('SMEMBERS', K.models_)) do
-  local short = redis.call('ZCARD', K.waiting .. model) - redis.call('LLEN', K.queue .. model)
+  local waiting = redis.call('ZCARD', K.waiting .. model)
+  local short = waiting - redis.call('LLEN', K.queue .. model)
+  if waiting == 0 and redis.call('EXISTS', K.parks_) == 0 then -- what was counted of records that are gone
+    redis.call('DEL', K.length .. model)
+  end
   for _ = 1, math.min(short, BATCH) do
     push_ticket(model)
     tickets = tickets + 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from tasks.events import EntryId
 from tasks.jobs import JobState
-from tasks.keys import key
-from tests.integration.protocol_rig import Heard, Rig
+from tasks.keys import key, single
+from tasks.tenants import Tenant
+from tests.integration.protocol_rig import MODEL, Heard, Rig
+
+#: A tenant that may run one job at a time.
+NARROW = Tenant(name="narrow", max_running=1)
 
 Log = list[tuple[EntryId, dict[str, Any]]]
 
@@ -31,7 +36,9 @@ class Witness:
 
     def look(self, jobs: Sequence[str]) -> list[Heard]:
         """Check everything; what was published since the last look."""
-        waiting, leased = set(self._rig.line()), self._rig.leased()
+        parked = self._rig.parked(NARROW.name)
+        waiting, leased = {*self._rig.line(), *parked}, self._rig.leased()
+        assert len(waiting) == len(self._rig.line()) + len(parked), "a job stands twice"
         logs = {job: self._rig.log(job) for job in jobs}
         for job, log in logs.items():
             record = self._rig.record(job)
@@ -43,7 +50,20 @@ class Witness:
             assert (record["state"] == "running") == (job in leased)
             for name, entry in log:
                 assert self._contents.setdefault((job, name), entry) == entry, "one id, two contents"
+        self._check_line([self._rig.record(job) for job in jobs], bool(parked))
         return self._published(logs)
+
+    def _check_line(self, records: Sequence[dict[str, str]], parked: bool) -> None:
+        """What is counted of the line is what waits, and a tenant's share is what it runs."""
+        redis, queued = self._rig.redis, [record for record in records if record.get("state") == "queued"]
+        counted = dict(redis.hgetall(key("length", MODEL)))
+        names = Counter(f"jobs {record['tenant']}" for record in queued)
+        total = Counter(tokens=sum(int(record["cost"]) for record in queued), jobs=len(queued)) if queued else Counter()
+        assert counted == {name: str(number) for name, number in (names | total).items()}
+        running = [r for r in records if r.get("state") == "running" and r["tenant"] == NARROW.name]
+        assert redis.scard(key("active", f"{MODEL}:{NARROW.name}")) == len(running) <= NARROW.max_running
+        assert bool(redis.exists(single("parks"))) == parked
+        assert running or not parked, "parked, and nothing will bring it back"
 
     def _watchers(self, jobs: Sequence[str]) -> dict[str, set[str]]:
         return {job: set(map(str, self._rig.redis.smembers(key("watch", job)))) for job in jobs}

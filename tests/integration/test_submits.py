@@ -35,7 +35,7 @@ async def test_each_caller_gets_its_own_answer(store: JobStore) -> None:
     answers = await asyncio.gather(*(store.submit(spec, limit=1000) for spec in specs))
     assert [answer.id for answer in answers] == [spec.id for spec in specs]
     assert [answer.position for answer in answers] == list(range(1, len(specs) + 1))
-    assert await store.positions([(spec.id, MODEL) for spec in specs]) == list(range(1, len(specs) + 1))
+    assert await store.positions([spec.id for spec in specs]) == list(range(1, len(specs) + 1))
 
 
 async def test_they_travel_in_one_pipeline(store: JobStore, redis_url: str) -> None:
@@ -128,6 +128,6 @@ async def test_a_job_that_does_not_wait_has_no_place(store: JobStore, redis_url:
         await store.submit(spec, limit=1000)
     with redis.Redis.from_url(redis_url) as client:
         client.zrem(key("waiting", MODEL), specs[1].id)
-    asked = [(spec.id, MODEL) for spec in specs] + [("job_" + "x" * 24, "nothing")]
+    asked = [spec.id for spec in specs] + ["job_" + "x" * 24]
     assert await store.positions(asked) == [1, None, 2, None]
     assert await store.positions([]) == []
