@@ -48,3 +48,9 @@ async def _tenant(request: Request) -> Tenant:
 PartsDep = Annotated[Parts, Depends(_parts)]
 RequestIdDep = Annotated[str, Depends(_request_id)]
 TenantDep = Annotated[Tenant, Depends(_tenant)]
+
+
+def caller_of(request: Request) -> tuple[Parts, Tenant, str]:
+    """What the dependencies give, and the request's id. For the busiest route: FastAPI takes 50 µs to solve each of them."""
+    parts: Parts = request.app.state.parts
+    return parts, parts.tenants.of(request.headers.get("authorization", "")), str(request.state.request_id)

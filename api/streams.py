@@ -135,7 +135,7 @@ async def answer(
     parts: Parts, request: Request, body: GenerationRequest, spec: JobSpec, admitted: Admitted, key: str
 ) -> Response:
     """Submit a checked request and answer it, in one piece or as a stream."""
-    watched = await submit_watched(parts, spec, admitted, key, body_hash(spec.kind, body))
+    watched = await submit_watched(parts, spec, admitted, key, body_hash(spec.kind, body) if key else "-")
     stopwatch = parts.metrics.watch(watched.spec)
     if body.stream:
         return stream(parts, watched, chunks_of(watched), stopwatch)
