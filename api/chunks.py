@@ -33,13 +33,8 @@ class _Chunks:
     def __init__(self, spec: JobSpec, created: int) -> None:
         self._spec = spec
         self._texts: dict[int, TextFrames] = {}
-        self._base = {
-            "id": spec.id,
-            "object": self.object,
-            "created": created,
-            "model": spec.model,
-            "system_fingerprint": None,
-        }
+        self._base: dict[str, Any] = {"id": spec.id, "object": self.object, "created": created}
+        self._base |= {"model": spec.model, "system_fingerprint": None}
 
     def error(self, error: PenstockError) -> bytes:
         """OpenAI's error object in the stream."""
@@ -121,9 +116,8 @@ class ChatChunks(_Chunks):
     def _delta(self, at: EntryId, entry: Delta) -> bytes:
         if not entry.logprobs and not self._calls:
             return self._text(at, entry.choice, entry.text)
-        logprobs = None
-        if self._spec.sampling.logprobs is not None and entry.logprobs:
-            logprobs = chat_logprobs(entry.logprobs)
+        wanted = self._spec.sampling.logprobs is not None and entry.logprobs
+        logprobs = chat_logprobs(entry.logprobs or ()) if wanted else None
         if self._calls:
             deltas = self._read(entry.choice, self._calls[entry.choice].push(entry.text))
         else:
@@ -196,10 +190,9 @@ class CompletionChunks(_Chunks):
             case ChoiceEnd():
                 return frame(self._chunk([_text(entry.choice, "", None, finish_reason(entry.finish))]), at)
             case End():
-                finish = None
-                if entry.choice is not None:
-                    finish = _text(entry.choice, "", None, finish_reason(entry.finish))
-                return self._end(at, entry, finish)
+                if entry.choice is None:
+                    return self._end(at, entry, None)
+                return self._end(at, entry, _text(entry.choice, "", None, finish_reason(entry.finish)))
 
 
 def _text(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None = None) -> dict[str, Any]:

@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from tasks.errors import ErrorCode, PenstockError, StoreDown
+from api.lost import EventsExpired, HistoryLost, JobLost
+from tasks.errors import StoreDown
 from tasks.events import START, End, Entry, EntryId, Started
 from tasks.jobs import JobState
 from tasks.store import Attached, JobStore
 
 Item = tuple[EntryId, Entry]
+Attach = Callable[[str], Awaitable[Attached | None]]
 #: Frames that readers of a job share, by the shape of the stream and the entry.
 Shared = dict[tuple[str, EntryId], bytes]
 
@@ -39,24 +41,6 @@ LONGEST_LOOK_S = 1.0
 OUTAGE_S = 120.0
 
 
-class JobLost(PenstockError):
-    """The record is gone while somebody reads: deleted, or lost with Redis' last writes."""
-
-    code = ErrorCode.JOB_LOST
-
-
-class EventsExpired(PenstockError):
-    """The job ended and its log is not kept any more."""
-
-    code = ErrorCode.EVENTS_EXPIRED
-
-
-class HistoryLost(PenstockError):
-    """Redis lost entries that this reader has already given out."""
-
-    code = ErrorCode.HISTORY_LOST
-
-
 class Reader:
     """One client's view of one job. `last` is the last entry given out, `ended` is true after the terminal one.
 
@@ -64,16 +48,8 @@ class Reader:
     once. `shared` is where readers of the job keep the frames of the last message, if there are several.
     """
 
-    def __init__(
-        self,
-        job_id: str,
-        model: str,
-        after: EntryId,
-        store: JobStore,
-        attach: Callable[[str], Awaitable[Attached | None]],
-    ) -> None:
+    def __init__(self, job_id: str, after: EntryId, store: JobStore, attach: Attach) -> None:
         self.job_id = job_id
-        self.model = model
         self.last = after
         self.ended = False
         self.position: int | None = None

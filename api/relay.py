@@ -1,7 +1,7 @@
 """One Redis subscription per process, many readers: how a job's entries reach those who watch it.
 
 The log is the truth and the channel only the fast path. Promises: a reader gets exactly the entries of the log, in
-order, each once, whatever breaks between; or one of the errors of `api.reader`. A job is relayed to this process while
+order, each once, whatever breaks between; or one of the errors of `api.lost`. A job is relayed to this process while
 it has a reader here; when the last one leaves, the job is told so, and then it may be cancelled. Once a second the
 places of all readers that wait in line are asked for, in one go.
 """
@@ -83,9 +83,9 @@ class Relay:
         except TimeoutError:
             raise StoreDown("Redis: the relay is not subscribed") from None
 
-    def open(self, job_id: str, model: str, after: EntryId) -> Reader:
+    def open(self, job_id: str, after: EntryId) -> Reader:
         """A reader of the entries that follow `after`. Whoever opens one must `leave` it."""
-        reader = Reader(job_id, model, after, self._store, self._attach)
+        reader = Reader(job_id, after, self._store, self._attach)
         self._watches.setdefault(job_id, _Watch()).readers.add(reader)
         return reader
 

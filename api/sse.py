@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.closing import Closing, end
 from api.frames import Frames, joined
+from api.lost import HistoryLost
 from api.metrics import Stopwatch
-from api.reader import HistoryLost, Item, Reader
+from api.reader import Item, Reader
 from tasks.errors import ErrorCode, PenstockError
 from tasks.events import Delta
 

@@ -59,7 +59,7 @@ class Watched:
 async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: str, body_hash: str) -> Watched:
     """Put a job in line and read it from its first entry on; or, by its idempotency key, an earlier one."""
     await parts.relay.subscribed()
-    reader = parts.relay.open(spec.id, spec.model, START)
+    reader = parts.relay.open(spec.id, START)
     grace_s = parts.settings.orphan_s if key else 0.0
     try:
         submitted = await place(parts, admitted, spec, key=key, body_hash=body_hash, api=parts.relay.api)
@@ -88,7 +88,7 @@ async def watch(parts: Parts, job_id: str, position: Position, chunks: bool = Fa
     job, place = found
     await parts.relay.subscribed()
     after = START if chunks and job.spec.tool_format else position.after
-    reader = parts.relay.open(job_id, job.spec.model, after)
+    reader = parts.relay.open(job_id, after)
     complete = False
     try:
         attached = await reader.attach()
