@@ -15,8 +15,10 @@ from api.chunks import ChatChunks
 from api.closing import Closing
 from api.sse import Narrator
 from tasks.catalog import ModelEntry
+from tasks.connections import connect
 from tasks.events import START
 from tasks.keys import key
+from tasks.ledger import JobLedger
 from tests.api_server import MODEL, ScriptedWorker, chat_body, serve, settings_of
 from tests.integration.relay_rig import make_spec, read_count, relays, running
 
@@ -35,14 +37,14 @@ async def test_readers_in_line_ask_redis_together(redis_url: str) -> None:
         for reader, spec in zip(readers, specs, strict=True):
             reader.position = (await store.submit(spec, limit=100, api=relay.api)).position
         with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-            waits = [asyncio.create_task(reader.next(4)) for reader in readers]
+            waits = [asyncio.create_task(reader.next(20)) for reader in readers]
             client.config_resetstat()
             await asyncio.sleep(3.2)
             assert calls(client, "evalsha", "eval") <= 4
             assert calls(client, "xrange") == 0
             worker.claim()
             assert [at.seq for at, _ in await waits[0]] == [1]
-            assert await asyncio.gather(*waits[1:]) == [[]] * 49  # woken by their new places
+            assert await asyncio.gather(*waits[1:]) == [[]] * 49  # long before: woken by their new places
         assert [reader.position for reader in readers] == [None, *range(1, 50)]
         for reader in readers:
             relay.leave(reader, 0)
@@ -144,6 +146,9 @@ async def test_five_hundred_streams_are_exact(redis_url: str) -> None:
     """By HTTP, all open at once: every one has a text of its own, in order, each token once."""
     count, tokens = 500, 12
     worker = ScriptedWorker(redis_url).appear()
+    worker.ledger.close()
+    settings = settings_of(redis_url, lease_s=60.0)
+    worker.ledger = JobLedger(connect(redis_url, "scripted"), settings)  # nothing is renewed
     entry = ModelEntry(name=MODEL, engine="fake", max_waiting=count)
 
     def write_all() -> None:
@@ -154,7 +159,7 @@ async def test_five_hundred_streams_are_exact(redis_url: str) -> None:
         for attempt in attempts:
             attempt.end()
 
-    with serve(settings_of(redis_url, lease_s=60.0), entry) as url:
+    with serve(settings, entry) as url:
         writing = asyncio.create_task(asyncio.to_thread(write_all))
         seen = await asyncio.gather(*(streamed(int(url.rpartition(":")[2])) for _ in range(count)))
         await writing
