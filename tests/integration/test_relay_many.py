@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 
 import pytest
@@ -19,8 +20,9 @@ from tasks.connections import connect
 from tasks.events import START
 from tasks.keys import key
 from tasks.ledger import JobLedger
-from tests.api_server import MODEL, ScriptedWorker, chat_body, serve, settings_of
+from tests.api_server import HELLO, MODEL, ApiLine, ScriptedWorker, chat_body, serve, settings_of
 from tests.integration.relay_rig import make_spec, read_count, relays, running
+from tests.processes import wait_until
 
 
 def calls(client: redis.Redis, *commands: str) -> int:
@@ -177,3 +179,19 @@ async def streamed(port: int) -> str:
     writer.close()
     rows = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
     return "".join(row["choices"][0]["delta"].get("content", "") for row in rows)
+
+
+def test_a_client_that_takes_nothing_is_let_go_of(line: ApiLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job is cancelled once a piece has waited for too long; others are served meanwhile."""
+    monkeypatch.setattr(api.sse, "SEND_TIMEOUT_S", 0.5)
+    body = json.dumps(chat_body(stream=True)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(line.url.rpartition(":")[2])))
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        attempt = line.worker.claim()
+        wait_until(lambda: attempt.say("w" * 100_000) == "cancel", "the cancel", 20)
+        thread = line.later("fine")
+        assert line.sdk.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message.content == "fine"
+        thread.join()
