@@ -60,20 +60,22 @@ def create_app(settings: Settings, catalog: Catalog, tenants: Tenants) -> FastAP
 async def _lifespan(
     settings: Settings, catalog: Catalog, tenants: Tenants, url: str, app: FastAPI
 ) -> AsyncIterator[None]:
-    logging.getLogger("sse_starlette").setLevel(logging.INFO)  # its debug log would hold the answers
     await asyncio.to_thread(template_renderer)
     api = f"api-{secrets.token_hex(6)}"
     client = connect_async(url, "api")
     store = JobStore(client, settings)
     relay = Relay(store, lambda: connect_subscriber(url, "relay"), api, settings.orphan_s)
     pool = Pool(catalog, store)
-    parts = Parts(settings, catalog, tenants, store, pool, relay, Metrics(pool), Closing())
+    metrics = Metrics(pool)
+    parts = Parts(settings, catalog, tenants, store, pool, relay, metrics, Closing())
     app.state.parts = parts
     beats = [
         asyncio.create_task(relay.run()),
         asyncio.create_task(_beat("reap", partial(store.reap, api))),
         asyncio.create_task(_beat("pool", partial(close_broken, client))),
         asyncio.create_task(_beat("refresh", pool.refresh)),
+        asyncio.create_task(_beat("metrics", metrics.flush)),
+        asyncio.create_task(_farewell(parts)),
     ]
     try:
         with parts.closing.listening():
@@ -83,6 +85,12 @@ async def _lifespan(
         await relay.close(CLOSE_S)
         await end(*beats)
         await store.close()
+
+
+async def _farewell(parts: Parts) -> None:
+    """Streams that wait hear of the stop at once."""
+    await parts.closing.wait()
+    parts.relay.wake()
 
 
 async def _beat(name: str, call: Callable[[], Awaitable[object]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from api.calls import Argued, Called, CallReader, Piece, Said, call_object
 from api.dialects import DIALECTS
 from api.errors import error_object
-from api.frames import frame
+from api.frames import TextFrames, frame
 from api.logprobs import CompletionLogprobs, chat_logprobs
 from api.render import failure, finish_reason, usage
 from tasks.errors import ErrorCode, PenstockError
@@ -27,16 +27,14 @@ class _Chunks:
     """What the two OpenAI shapes have in common."""
 
     object = ""
+    shape = ""
+    joins = True
 
     def __init__(self, spec: JobSpec, created: int) -> None:
         self._spec = spec
-        self._base = {
-            "id": spec.id,
-            "object": self.object,
-            "created": created,
-            "model": spec.model,
-            "system_fingerprint": None,
-        }
+        self._texts: dict[int, TextFrames] = {}
+        self._base: dict[str, Any] = {"id": spec.id, "object": self.object, "created": created}
+        self._base |= {"model": spec.model, "system_fingerprint": None}
 
     def error(self, error: PenstockError) -> bytes:
         """OpenAI's error object in the stream."""
@@ -51,6 +49,18 @@ class _Chunks:
         if self._spec.include_usage:
             chunk["usage"] = usage_
         return chunk
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _text(self, at: EntryId, choice: int, text: str) -> bytes:
+        """A chunk that only adds text, as nearly all do."""
+        if not text:
+            return b""
+        frames = self._texts.get(choice)
+        if frames is None:
+            frames = self._texts[choice] = TextFrames(lambda hole: self._chunk([self._choice(choice, hole)]))
+        return frames.frame(at, text)
 
     def _end(self, at: EntryId, end: End, finish: dict[str, Any] | None) -> bytes:
         if end.state != JobState.SUCCEEDED:
@@ -71,6 +81,10 @@ class ChatChunks(_Chunks):
         self._begun = resumed
         dialect = DIALECTS.get(spec.tool_format)
         self._calls = [CallReader(dialect) for _ in range(spec.choices)] if dialect else []
+        self.shape = "" if dialect else "chat"
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        return _choice(index, {"content": text})
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """Role, content, finish and usage chunks."""
@@ -100,9 +114,10 @@ class ChatChunks(_Chunks):
         )
 
     def _delta(self, at: EntryId, entry: Delta) -> bytes:
-        logprobs = None
-        if self._spec.sampling.logprobs is not None and entry.logprobs:
-            logprobs = chat_logprobs(entry.logprobs)
+        if not entry.logprobs and not self._calls:
+            return self._text(at, entry.choice, entry.text)
+        wanted = self._spec.sampling.logprobs is not None and entry.logprobs
+        logprobs = chat_logprobs(entry.logprobs or ()) if wanted else None
         if self._calls:
             deltas = self._read(entry.choice, self._calls[entry.choice].push(entry.text))
         else:
@@ -156,6 +171,10 @@ class CompletionChunks(_Chunks):
     def __init__(self, spec: JobSpec, created: int) -> None:
         super().__init__(spec, created)
         self._logprobs = [CompletionLogprobs() for _ in range(spec.choices)]
+        self.shape = "completion" if spec.sampling.logprobs is None else ""
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        return _text(index, text, None)
 
     def frames(self, at: EntryId, entry: Entry) -> bytes:
         """Text, finish and usage chunks."""
@@ -163,20 +182,17 @@ class CompletionChunks(_Chunks):
             case Started():
                 return b""
             case Delta():
-                logprobs = None
-                if self._spec.sampling.logprobs is not None and entry.logprobs:
-                    self._logprobs[entry.choice].add(entry.logprobs)
-                    logprobs = self._logprobs[entry.choice].take()
-                if not entry.text and logprobs is None:
-                    return b""
+                if self._spec.sampling.logprobs is None or not entry.logprobs:
+                    return self._text(at, entry.choice, entry.text)
+                self._logprobs[entry.choice].add(entry.logprobs)
+                logprobs = self._logprobs[entry.choice].take()
                 return frame(self._chunk([_text(entry.choice, entry.text, logprobs)]), at)
             case ChoiceEnd():
                 return frame(self._chunk([_text(entry.choice, "", None, finish_reason(entry.finish))]), at)
             case End():
-                finish = None
-                if entry.choice is not None:
-                    finish = _text(entry.choice, "", None, finish_reason(entry.finish))
-                return self._end(at, entry, finish)
+                if entry.choice is None:
+                    return self._end(at, entry, None)
+                return self._end(at, entry, _text(entry.choice, "", None, finish_reason(entry.finish)))
 
 
 def _text(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None = None) -> dict[str, Any]:
@@ -185,6 +201,9 @@ def _text(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | 
 
 class JobEvents:
     """The log itself, for /v1/jobs/{id}/events: `event:` is the kind of the entry, the terminal one has the usage."""
+
+    shape = "job"
+    joins = False
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec

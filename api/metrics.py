@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from typing import Final
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from api.pool import Pool
-from tasks.events import Delta, End, Entry
+from tasks.events import Delta, End, Entry, EntryId
 from tasks.jobs import JobSpec
 
 TTFT: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5)
@@ -69,8 +71,17 @@ class _PoolGauges(Collector):
         return [running, waiting, lanes, workers, kv, rate]
 
 
+@dataclass(slots=True)
+class Tally:
+    """A model's tokens since the last flush. Counting them one by one in the registry would cost as much as sending."""
+
+    tokens: int = 0
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(ITL_BUCKETS) + 1))
+    gaps_s: float = 0.0
+
+
 class Metrics:
-    """What is counted. One per app, with a registry of its own."""
+    """What is counted. One per app, with a registry of its own. Tokens reach it by `flush`."""
 
     def __init__(self, pool: Pool) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -88,14 +99,35 @@ class Metrics:
         self.ttft = _histogram("penstock:time_to_first_token_seconds", TTFT_BUCKETS, registry)
         self.itl = _histogram("penstock:inter_token_latency_seconds", ITL_BUCKETS, registry)
         self.e2e = _histogram("penstock:e2e_request_latency_seconds", E2E_BUCKETS, registry)
+        self._tallies: dict[str, Tally] = {}
 
     def watch(self, spec: JobSpec) -> Stopwatch:
         """Count a request that was accepted."""
         self.prompt_tokens.labels(spec.model).inc(spec.prompt_tokens)
-        return Stopwatch(self, spec.model)
+        return Stopwatch(self, spec.model, self._tallies.setdefault(spec.model, Tally()))
+
+    async def flush(self) -> None:
+        """Take over what was tallied. Once a second, for with several processes another one may be asked for it."""
+        self._flush()
+
+    def _flush(self) -> None:
+        for model, tally in self._tallies.items():
+            self._take(model, tally)
+
+    def _take(self, model: str, tally: Tally) -> None:
+        if not tally.tokens:
+            return
+        self.generation_tokens.labels(model).inc(tally.tokens)
+        itl: Any = self.itl.labels(model)  # there is no public way to observe many values at once
+        for bucket, count in zip(itl._buckets, tally.gaps, strict=True):
+            if count:
+                bucket.inc(count)
+        itl._sum.inc(tally.gaps_s)
+        tally.tokens, tally.gaps, tally.gaps_s = 0, [0] * len(tally.gaps), 0.0
 
     def text(self) -> bytes:
         """The exposition format."""
+        self._flush()
         counted: Collector = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             counted = CollectorRegistry()
@@ -110,21 +142,29 @@ def _histogram(name: str, buckets: tuple[float, ...], registry: CollectorRegistr
 class Stopwatch:
     """The times of one request: from its arrival to its first token, between tokens, to its end."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, tally: Tally) -> None:
         self._metrics = metrics
         self._model = model
+        self._tally = tally
         self._begun = self._last = time.monotonic()
         self._first = True
 
-    def see(self, entry: Entry) -> None:
-        """Count an entry that is on its way to the client."""
+    def see(self, items: Sequence[tuple[EntryId, Entry]]) -> None:
+        """Count entries that are on their way to the client, all of them now."""
         now = time.monotonic()
-        if isinstance(entry, Delta) and entry.tokens:
-            self._metrics.generation_tokens.labels(self._model).inc(len(entry.tokens))
-            metric = self._metrics.ttft if self._first else self._metrics.itl
-            metric.labels(self._model).observe(now - self._last)
-            self._first, self._last = False, now
-        elif isinstance(entry, End):
-            self._metrics.e2e.labels(self._model).observe(now - self._begun)
-            reason = (entry.finish or "stop") if entry.state == "succeeded" else "error"
-            self._metrics.finished.labels(self._model, "abort" if entry.state == "cancelled" else reason).inc()
+        for _, entry in items:
+            if isinstance(entry, Delta) and entry.tokens:
+                self._tally.tokens += len(entry.tokens)
+                if self._first:
+                    self._metrics.ttft.labels(self._model).observe(now - self._last)
+                else:
+                    self._tally.gaps[bisect_left(ITL_BUCKETS, now - self._last)] += 1
+                    self._tally.gaps_s += now - self._last
+                self._first, self._last = False, now
+            elif isinstance(entry, End):
+                self._end(entry, now)
+
+    def _end(self, end: End, now: float) -> None:
+        self._metrics.e2e.labels(self._model).observe(now - self._begun)
+        reason = (end.finish or "stop") if end.state == "succeeded" else "error"
+        self._metrics.finished.labels(self._model, "abort" if end.state == "cancelled" else reason).inc()

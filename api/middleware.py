@@ -9,7 +9,6 @@ import asyncio
 import re
 import secrets
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +22,10 @@ DRAIN_BYTES = 64_000_000
 DRAIN_S = 10.0
 
 
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for given, value in scope["headers"] if given == name), "")
+
+
 class RequestId:
     """Takes the caller's x-request-id or makes one; `scope["state"]["request_id"]` holds it, every answer shows it."""
 
@@ -33,13 +36,13 @@ class RequestId:
         """ASGI."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = _header(scope, b"x-request-id")
         request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -57,7 +60,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         text = f"the body is larger than {self.limit} bytes"
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > self.limit:
             await _drain(receive)
             refused = response_of(PenstockError(text, code=ErrorCode.BODY_TOO_LARGE))

@@ -4,94 +4,108 @@ Live entries count only if they continue the last one: the same fence and the ne
 overflow or a reconnect sends the reader to the log, which it reads from its own last entry on, that one included. Only
 if it is still there, the reader goes on; so two texts are never spliced. A reader ends with the terminal entry or an
 error: `JobLost` (no record), `EventsExpired` (it ended, its log is gone), `HistoryLost` (the log went another way).
+
+While a job waits in line its reader asks Redis for nothing: the relay asks for the places of all of them at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
-from tasks.errors import ErrorCode, PenstockError, StoreDown
+from api.lost import EventsExpired, HistoryLost, JobLost
+from tasks.errors import StoreDown
 from tasks.events import START, End, Entry, EntryId, Started
 from tasks.jobs import JobState
 from tasks.store import Attached, JobStore
 
 Item = tuple[EntryId, Entry]
+Attach = Callable[[str], Awaitable[Attached | None]]
+#: Frames that readers of a job share, by the shape of the stream and the entry.
+Shared = dict[tuple[str, EntryId], bytes]
 
 #: Live entries that wait for a slow client; beyond, they are dropped and read from the log instead.
 QUEUE = 1024
 PAGE = 500
-#: A silence after which the log and the record are read; shorter in line, for the position.
+#: A silence after which the log and the record are read.
 IDLE_S = 2.0
-IN_LINE_S = 1.0
-#: What a look into the log may take beyond the time that is left.
+#: Live entries that have waited this long have a slow client, or a process that is too busy.
+BEHIND_S = 0.05
+#: What a look into the log may take beyond the time that is left, and what it is waited for at most.
 MOMENT_S = 0.25
+LONGEST_LOOK_S = 1.0
 #: How long a reader bears a Redis that is down.
 OUTAGE_S = 120.0
-
-
-class JobLost(PenstockError):
-    """The record is gone while somebody reads: deleted, or lost with Redis' last writes."""
-
-    code = ErrorCode.JOB_LOST
-
-
-class EventsExpired(PenstockError):
-    """The job ended and its log is not kept any more."""
-
-    code = ErrorCode.EVENTS_EXPIRED
-
-
-class HistoryLost(PenstockError):
-    """Redis lost entries that this reader has already given out."""
-
-    code = ErrorCode.HISTORY_LOST
 
 
 class Reader:
     """One client's view of one job. `last` is the last entry given out, `ended` is true after the terminal one.
 
-    `position` is its place in line while it waits, else None.
+    `position` is its place in line while it waits, else None. `behind`: the client could not take the last entries at
+    once. `shared` is where readers of the job keep the frames of the last message, if there are several.
     """
 
-    def __init__(
-        self,
-        job_id: str,
-        model: str,
-        after: EntryId,
-        store: JobStore,
-        attach: Callable[[str], Awaitable[Attached | None]],
-    ) -> None:
+    def __init__(self, job_id: str, after: EntryId, store: JobStore, attach: Attach) -> None:
         self.job_id = job_id
         self.last = after
         self.ended = False
         self.position: int | None = None
-        self._model = model
+        self.behind = False
+        self.shared: Shared | None = None
         self._store = store
         self._attach = attach
         self._pending: deque[Item] = deque()
-        self._wake = asyncio.Event()
+        self._pending_since = 0.0
+        self._overflowed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._awake = False
         self._stale = False
-        self._check_at = time.monotonic() + IN_LINE_S
+        self._check_at = time.monotonic() + IDLE_S
         self._down_since: float | None = None
         self._catching_up: asyncio.Task[list[Item]] | None = None
 
-    def push(self, items: Sequence[Item]) -> None:
+    def push(self, items: Sequence[Item], shared: Shared | None = None) -> None:
         """Live entries, from the relay."""
+        self.shared = shared
         if len(self._pending) + len(items) > QUEUE:
             self._pending.clear()
-            self._stale = True
+            self._stale = self._overflowed = True
         else:
+            if not self._pending:
+                self._pending_since = time.monotonic()
             self._pending.extend(items)
-        self._wake.set()
+        self.wake()
 
     def resync(self) -> None:
         """The channel broke, or nothing was relayed yet: look into the log next."""
         self._stale = True
-        self._wake.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let `next` return now, even without entries."""
+        self._awake = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def placed(self, position: int | None) -> None:
+        """Its place in line, as Redis has it; none for a job that has left it: the log and the record say where to."""
+        if self.position is None:  # it has started meanwhile
+            return
+        self._down_since = None
+        if position is None:
+            self.resync()
+        elif position != self.position:
+            self.position = position
+            self.wake()
+
+    def unplaced(self) -> None:
+        """Redis did not tell the place in line. Borne for a while; then the log is looked into, and that fails."""
+        self._down_since = self._down_since or time.monotonic()
+        if time.monotonic() - self._down_since > OUTAGE_S:
+            self.resync()
 
     def rewind(self) -> None:
         """Start over with the first entry of the log as it is now."""
@@ -106,33 +120,50 @@ class Reader:
 
     async def next(self, timeout_s: float) -> list[Item]:
         """The entries that came, possibly none, after at most `timeout_s` seconds and a moment, whatever Redis does."""
-        deadline = time.monotonic() + timeout_s
+        now = time.monotonic()
+        deadline = now + timeout_s
         items: list[Item] = []
+        self.behind = False
         if not self._catching_up:
-            if not self._pending and not self._stale:
-                await self._woken(min(deadline, self._check_at) - time.monotonic())
-            self._wake.clear()
-            items = self._take()
-            if not items and time.monotonic() >= self._check_at:
+            if not self._pending and not self._stale and not self._awake:
+                await self._woken(min(deadline, self._look_at()) - now)
+                now = time.monotonic()
+            self._awake = False
+            if self._pending:
+                self.behind = now - self._pending_since > BEHIND_S
+                items = self._take()
+            elif now >= self._look_at():
                 self._stale = True
         if self._catching_up or (self._stale and not self.ended):
+            self.behind |= self._overflowed
             items += await self._caught_up(deadline - time.monotonic())
         if items:
-            self._check_at = time.monotonic() + IDLE_S
+            self._check_at = now + IDLE_S
         return items
 
+    def _look_at(self) -> float:
+        """When a silence lasts too long. In line it is the relay that looks, for all readers at once."""
+        return math.inf if self.position is not None else self._check_at
+
     async def _woken(self, timeout_s: float) -> None:
-        if timeout_s > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._wake.wait()
+        """A future and a timer: `asyncio.timeout` around an event costs three times as much, for every token."""
+        if timeout_s <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, self.wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
     async def _caught_up(self, timeout_s: float) -> list[Item]:
         """What `_catch_up` finds, as soon as it has; nothing is taken from the channel before."""
         task = self._catching_up or asyncio.create_task(self._catch_up())
         self._catching_up = task
         try:
-            await asyncio.wait([task], timeout=max(MOMENT_S, timeout_s))
+            await asyncio.wait([task], timeout=max(MOMENT_S, min(timeout_s, LONGEST_LOOK_S)))
         except asyncio.CancelledError:
             task.cancel()
             raise
@@ -178,12 +209,13 @@ class Reader:
         self._down_since = None
         if attached is None:
             raise JobLost("the job's record is gone")
-        self._check_at = time.monotonic() + (IN_LINE_S if attached.state is JobState.QUEUED else IDLE_S)
+        self._check_at = time.monotonic() + IDLE_S
         return self._follow(attached, page)
 
     def _follow(self, attached: Attached, page: list[Item]) -> list[Item]:
         """What of the log's page is new, if the log still is the one that was read before."""
         more = len(page) == PAGE
+        self._overflowed &= more
         if self.last != START:
             if not page or page[0][0] != self.last:
                 return self._diverged(attached, page)

@@ -1,8 +1,9 @@
 """One Redis subscription per process, many readers: how a job's entries reach those who watch it.
 
 The log is the truth and the channel only the fast path. Promises: a reader gets exactly the entries of the log, in
-order, each once, whatever breaks between; or one of the errors of `api.reader`. A job is relayed to this process while
-it has a reader here; when the last one leaves, the job is told so, and then it may be cancelled.
+order, each once, whatever breaks between; or one of the errors of `api.lost`. A job is relayed to this process while
+it has a reader here; when the last one leaves, the job is told so, and then it may be cancelled. Once a second the
+places of all readers that wait in line are asked for, in one go.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from api.closing import end
-from api.reader import Reader
+from api.reader import Item, Reader, Shared
 from tasks.errors import StoreDown
 from tasks.events import EntryId, decode
 from tasks.keys import key
@@ -29,6 +31,8 @@ log = logging.getLogger("penstock.relay")
 #: The channel counts as dead after three silent periods of this length, with a ping after each.
 PING_S = 5.0
 RETRY_S = 0.2
+#: How often the places in line are looked up.
+LOOK_S = 1.0
 #: How long a request waits for the subscription before it is refused.
 SUBSCRIBED_S = 2.0
 
@@ -57,6 +61,7 @@ class Relay:
     async def run(self) -> None:
         """Stay subscribed until cancelled; after every break all readers look into their logs."""
         client = self._connect()
+        looking = asyncio.create_task(self._look())
         try:
             while True:
                 try:
@@ -67,6 +72,7 @@ class Relay:
                 self._subscribed.clear()
                 await asyncio.sleep(RETRY_S)
         finally:
+            await end(looking)
             await client.aclose()
 
     async def subscribed(self) -> None:
@@ -77,11 +83,17 @@ class Relay:
         except TimeoutError:
             raise StoreDown("Redis: the relay is not subscribed") from None
 
-    def open(self, job_id: str, model: str, after: EntryId) -> Reader:
+    def open(self, job_id: str, after: EntryId) -> Reader:
         """A reader of the entries that follow `after`. Whoever opens one must `leave` it."""
-        reader = Reader(job_id, model, after, self._store, self._attach)
+        reader = Reader(job_id, after, self._store, self._attach)
         self._watches.setdefault(job_id, _Watch()).readers.add(reader)
         return reader
+
+    def wake(self) -> None:
+        """Let everybody who waits here look around: the process is asked to stop."""
+        for watch in self._watches.values():
+            for reader in watch.readers:
+                reader.wake()
 
     def leave(self, reader: Reader, grace_s: float) -> None:
         """Let go of a reader. If it was the job's last one here, the job hears of it; this never waits or fails."""
@@ -102,6 +114,22 @@ class Relay:
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=timeout_s)
         await end(*self._leaving)
+
+    async def _look(self) -> None:
+        """Tell all readers in line where they stand, every second."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            queued = [r for watch in self._watches.values() for r in watch.readers if r.position is not None]
+            if not queued:
+                continue
+            try:
+                places = await self._store.positions([reader.job_id for reader in queued])
+            except StoreDown:
+                for reader in queued:
+                    reader.unplaced()
+            else:
+                for reader, place in zip(queued, places, strict=True):
+                    reader.placed(place)
 
     async def _attach(self, job_id: str) -> Attached | None:
         """Finished even if the reader is cancelled: an attach under way must not overtake the detach that follows."""
@@ -167,11 +195,18 @@ class Relay:
                 watch = self._watches.get(job_id)
                 if watch is None:
                     continue
-                items = [(EntryId.parse(entry_id), decode(entry)) for entry_id, entry in rows]
+                items = [_item(entry_id, entry) for entry_id, entry in rows]
+                shared: Shared | None = {} if len(watch.readers) > 1 else None
                 for reader in watch.readers:
-                    reader.push(items)
+                    reader.push(items, shared)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if not self._puzzled:  # a newer worker would say it a hundred times a second
                 log.warning("a message on the relay's channel makes no sense (%r): readers use their logs", error)
             self._puzzled = True
             self._resync()
+
+
+def _item(entry_id: str, entry: dict[str, Any]) -> Item:
+    """`EntryId.parse` without its checks: a script of ours wrote the id."""
+    fence, _, seq = entry_id.partition("-")
+    return EntryId(int(fence), int(seq)), decode(entry)

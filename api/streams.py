@@ -20,7 +20,7 @@ from api.chunks import ChatChunks, CompletionChunks
 from api.closing import end
 from api.deps import Parts
 from api.errors import response_of
-from api.frames import Frames, Resumed, Wrapped
+from api.frames import Frames, Resumed
 from api.intake import body_hash
 from api.metrics import Stopwatch
 from api.positions import Position
@@ -59,7 +59,7 @@ class Watched:
 async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: str, body_hash: str) -> Watched:
     """Put a job in line and read it from its first entry on; or, by its idempotency key, an earlier one."""
     await parts.relay.subscribed()
-    reader = parts.relay.open(spec.id, spec.model, START)
+    reader = parts.relay.open(spec.id, START)
     grace_s = parts.settings.orphan_s if key else 0.0
     try:
         submitted = await place(parts, admitted, spec, key=key, body_hash=body_hash, api=parts.relay.api)
@@ -88,7 +88,7 @@ async def watch(parts: Parts, job_id: str, position: Position, chunks: bool = Fa
     job, place = found
     await parts.relay.subscribed()
     after = START if chunks and job.spec.tool_format else position.after
-    reader = parts.relay.open(job_id, job.spec.model, after)
+    reader = parts.relay.open(job_id, after)
     complete = False
     try:
         attached = await reader.attach()
@@ -122,19 +122,6 @@ async def _entry_at(parts: Parts, job_id: str, position: Position, attached: Att
     raise PenstockError(text, param=position.name, code=ErrorCode.UNKNOWN_EVENT_ID)
 
 
-class _Counted(Wrapped):
-    """A renderer that shows every entry to the metrics."""
-
-    def __init__(self, inside: Frames, stopwatch: Stopwatch) -> None:
-        super().__init__(inside)
-        self._stopwatch = stopwatch
-
-    def frames(self, at: EntryId, entry: Entry) -> bytes:
-        """As the renderer inside."""
-        self._stopwatch.see(entry)
-        return super().frames(at, entry)
-
-
 def chunks_of(watched: Watched, after: EntryId = START) -> Frames:
     """The renderer of a job's own shape, for a client that has everything up to `after`."""
     if watched.spec.tool_format:
@@ -148,7 +135,7 @@ async def answer(
     parts: Parts, request: Request, body: GenerationRequest, spec: JobSpec, admitted: Admitted, key: str
 ) -> Response:
     """Submit a checked request and answer it, in one piece or as a stream."""
-    watched = await submit_watched(parts, spec, admitted, key, body_hash(spec.kind, body))
+    watched = await submit_watched(parts, spec, admitted, key, body_hash(spec.kind, body) if key else "-")
     stopwatch = parts.metrics.watch(watched.spec)
     if body.stream:
         return stream(parts, watched, chunks_of(watched), stopwatch)
@@ -160,9 +147,9 @@ def stream(
 ) -> EventStream:
     """The job as server-sent events."""
     eta = parts.pool.models[watched.spec.model].eta_s if watched.spec.model in parts.pool.models else _no_eta
-    frames = _Counted(render, stopwatch) if stopwatch else render
-    narrator = Narrator(watched.reader, frames, eta, parts.settings.keepalive_s, parts.closing, rewinds)
-    return EventStream(narrator.frames(), lambda: leave(parts, watched), job_headers(parts, watched))
+    keepalive_s = parts.settings.keepalive_s
+    narrator = Narrator(watched.reader, render, eta, keepalive_s, parts.closing, rewinds, stopwatch)
+    return EventStream(narrator, lambda: leave(parts, watched), job_headers(parts, watched))
 
 
 def _no_eta(position: int | None) -> float | None:
@@ -200,9 +187,9 @@ def _answer(watched: Watched, entries: list[Entry], headers: dict[str, str]) -> 
 async def _read_to_end(reader: Reader, stopwatch: Stopwatch) -> list[Entry]:
     entries: list[Entry] = []
     while not (entries and isinstance(entries[-1], End)):
-        for _, entry in await reader.next(2.0):
-            stopwatch.see(entry)
-            entries.append(entry)
+        items = await reader.next(60.0)
+        stopwatch.see(items)
+        entries += [entry for _, entry in items]
     return entries
 
 

@@ -14,6 +14,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from tasks import lua
+from tasks.batching import Batching
 from tasks.errors import Conflict, QueueFull, RateLimited, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import BAND_SPAN, BANDS, Job, JobSpec, JobState
@@ -22,6 +23,9 @@ from tasks.profile import ModelProfile, WorkerCard
 from tasks.rates import Rates
 from tasks.settings import Settings
 from tasks.tenants import EVERYBODY, Tenant
+
+#: Places in line that are asked for at a time, so that neither Redis nor the event loop is held up.
+PLACES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class JobStore:
         self._settings = settings
         self._term_ms = int(settings.lease_s * 3000)  # an API process that is silent this long watches nothing any more
         self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
+        self._submits = Batching(client, self._scripts["submit"])
 
     async def submit(
         self,
@@ -93,7 +98,7 @@ class JobStore:
             "max_waiting": tenant.max_waiting,
             "requests": tenant.requests_per_minute, "tokens": tenant.tokens_per_minute,
         }  # fmt: skip
-        answer = await self._run("submit", json.dumps(options), spec.to_json())
+        answer = await self._wait(self._submits.call(json.dumps(options), spec.to_json()))
         return _submitted(answer, spec, tenant)
 
     async def knows(self, tenant: str, idempotency_key: str) -> bool:
@@ -110,7 +115,10 @@ class JobStore:
 
     async def positions(self, ids: Sequence[str]) -> list[int | None]:
         """Their places in line (1 is next), None for each that does not wait. Cheaper than `get`."""
-        return [place or None for place in await self._run("where", *ids)] if ids else []
+        found: list[int | None] = []
+        for at in range(0, len(ids), PLACES):
+            found += [place or None for place in await self._run("where", *ids[at : at + PLACES])]
+        return found
 
     async def attach(self, job_id: str, api: str) -> Attached | None:
         """From now on relay the job's entries to this API process. None: there is no such job."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query
+from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from api import streams
 from api.admission import admit, idempotency_key, place
 from api.chunks import JobEvents
-from api.deps import Parts, PartsDep, RequestIdDep, TenantDep
+from api.deps import Parts, PartsDep, TenantDep, caller_of
 from api.intake import body_hash, chat_spec, completion_spec
 from api.positions import position_of
 from api.rates import rate_headers
@@ -27,20 +27,20 @@ log = logging.getLogger("penstock.api")
 
 @router.post("", status_code=202)
 async def create(
+    request: Request,
     body: Annotated[JobRequest, Body()],
-    parts: PartsDep,
-    request_id: RequestIdDep,
-    tenant: TenantDep,
-    idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
     """Put a chat or completion request in line and return at once; the job outlives its client."""
-    key = idempotency_key(idempotency)
+    parts, tenant, request_id = caller_of(request)
+    key = idempotency_key(request.headers.get("Idempotency-Key"))
     admitted = await admit(parts, tenant, body, key, waits=True)
     if isinstance(body, ChatJob):
         spec = await chat_spec(body, admitted, parts.settings, request_id)
     else:
         spec = await completion_spec(body, admitted, parts.settings, request_id)
-    submitted = await place(parts, admitted, spec, key=key, body_hash=body_hash("job", body), listed=True)
+    submitted = await place(
+        parts, admitted, spec, key=key, body_hash=body_hash("job", body) if key else "-", listed=True
+    )
     if submitted.existing:
         job, position = await _get(parts, submitted.id)
     else:

@@ -49,7 +49,7 @@ async def running(url: str, said: int) -> AsyncIterator[Running]:
     worker = ScriptedWorker(url)
     async with relays(url) as (store, [relay]):
         spec = make_spec()
-        reader = relay.open(spec.id, MODEL, START)
+        reader = relay.open(spec.id, START)
         await store.submit(spec, limit=10, api=relay.api)
         attempt = worker.claim()
         attempt.say(*(str(i) for i in range(said)))

@@ -52,7 +52,11 @@ def jain(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
 
 
-def test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line(rig: Rig, count: int = 10_000) -> None:
+def test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line(rig: Rig) -> None:
+    another_comes_into_a_flood(rig, 10_000)
+
+
+def another_comes_into_a_flood(rig: Rig, count: int) -> None:
     submit_many(rig, tenant("flood"), count)
     served(rig, 5)
     late = rig.submit(by=tenant("other"), limit=10**6)

@@ -122,7 +122,7 @@ GUARDS = [
     Guard("a late reader prolongs", "attach", "if terminal(r.state) then expire(r) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     # the order in line
     Guard("who was idle is not owed for it", "line", "if finish <= virtual then", "if false then", order.test_whoever_was_alone_for_long_is_not_punished_for_it),
-    Guard("time goes on with what is claimed", "claim", "int(math.max(virtual, r.score - band * SPAN))", "int(virtual)", order.test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line, (100,)),
+    Guard("time goes on with what is claimed", "claim", "int(math.max(virtual, r.score - band * SPAN))", "int(virtual)", order.another_comes_into_a_flood, (100,)),
     Guard("idle tenants stand in order", "line", "redis.call('HSET', fair, band, int(virtual + 1))", "", order.test_idle_tenants_are_served_in_the_order_of_their_arrival),
     Guard("a job counts by its cost", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + math.ceil(16 / r.weight)", order.test_tenants_that_always_wait_get_equal_parts_whatever_they_ask_for),
     Guard("a weight counts", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + 16 * r.cost", order.test_a_weight_is_a_multiple_of_the_lanes),

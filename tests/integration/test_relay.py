@@ -14,7 +14,7 @@ from api.reader import Item
 from api.relay import Relay
 from tasks.events import START
 from tasks.keys import key, single
-from tests.api_server import MODEL, ScriptedWorker
+from tests.api_server import ScriptedWorker
 from tests.integration.relay_rig import make_spec, read_count, relays, running
 from tests.processes import wait_until
 
@@ -72,7 +72,7 @@ def kill_channels(url: str, seconds: float) -> None:
 async def read_with_breaks(relay: Relay, job_id: str, dice: random.Random) -> list[Item]:
     items: list[Item] = []
     while True:
-        reader = relay.open(job_id, MODEL, items[-1][0] if items else START)
+        reader = relay.open(job_id, items[-1][0] if items else START)
         try:
             await reader.attach()
             for _ in range(dice.randint(1, 60)):
@@ -91,7 +91,7 @@ async def test_a_lost_end_is_found_when_idle(redis_url: str) -> None:
     worker = ScriptedWorker(redis_url)
     async with relays(redis_url) as (store, [relay]):
         spec = make_spec()
-        reader = relay.open(spec.id, MODEL, START)
+        reader = relay.open(spec.id, START)
         await store.submit(spec, limit=10, api=relay.api)
         attempt = worker.claim()
         attempt.say("a")
@@ -110,7 +110,6 @@ async def test_a_lost_end_is_found_when_idle(redis_url: str) -> None:
 async def test_a_reconnect_looks_into_the_logs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was published while the channel was away comes at once, not only when the reader has been idle."""
     monkeypatch.setattr(api.reader, "IDLE_S", 60.0)
-    monkeypatch.setattr(api.reader, "IN_LINE_S", 60.0)
     async with running(redis_url, 1) as (relay, reader, _, attempt, client):
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         attempt.say("meanwhile")
@@ -139,7 +138,7 @@ async def test_the_last_reader_to_leave_cancels(redis_url: str) -> None:
     worker = ScriptedWorker(redis_url)
     async with relays(redis_url) as (store, [relay]):
         spec = make_spec(store=False)
-        first, second = (relay.open(spec.id, MODEL, START) for _ in range(2))
+        first, second = (relay.open(spec.id, START) for _ in range(2))
         await store.submit(spec, limit=10, api=relay.api)
         await second.attach()
         attempt = worker.claim()
@@ -157,12 +156,12 @@ async def test_leaving_and_coming_back_at_once_does_not_cancel_for_good(redis_ur
     worker = ScriptedWorker(redis_url)
     async with relays(redis_url) as (store, [relay]):
         spec = make_spec(store=False)
-        reader = relay.open(spec.id, MODEL, START)
+        reader = relay.open(spec.id, START)
         await store.submit(spec, limit=10, api=relay.api)
         attempt = worker.claim()
         for _ in range(200):
             relay.leave(reader, 0)
-            reader = relay.open(spec.id, MODEL, START)
+            reader = relay.open(spec.id, START)
             await reader.attach()
         with redis.Redis.from_url(redis_url, decode_responses=True) as client:
             assert client.smembers(key("watch", spec.id)) == {relay.api}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 
-from api.reader import EventsExpired, HistoryLost, JobLost
+from api.lost import EventsExpired, HistoryLost, JobLost
 from tasks.events import START
 from tasks.keys import key
-from tests.api_server import MODEL
 from tests.integration.relay_rig import read_count, running
 
 
@@ -54,7 +53,7 @@ async def test_an_ended_job_without_log_has_expired(redis_url: str) -> None:
         attempt.end()
         await read_count(reader.next, 1)
         client.delete(key("log", reader.job_id))
-        late = relay.open(reader.job_id, MODEL, START)
+        late = relay.open(reader.job_id, START)
         assert await late.attach()
         with pytest.raises(EventsExpired):
             await late.next(0.1)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from chaos.alone import Answered
-from chaos.audit import Copy, audit
+from chaos.audit import Copy, Row, audit
 from chaos.record import Account, Seen, Segment, Shape, told_of
+from chaos.told import _places
 from tests.unit.chaos.made_up import ASK, URL, Case, account, case, log, polled, record, seen
 
 Spoil = Callable[[Case], object]
@@ -176,3 +177,13 @@ def test_an_entry_that_is_none_is_a_finding() -> None:
     strange: Any = 7
     rows = [*log()[:3], ((5, 4), strange)]
     assert [one.column for one in audit(account(), Copy(record(), rows))] == ["wrong texts"]
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "a lost character", "a repeated character"])
+def test_neighbouring_deltas_may_come_as_one_event_if_their_text_is_exact(spoil: str) -> None:
+    """What a client that is behind gets: the last id, and the texts of all of them."""
+    log: list[Row] = [((7, seq), {"k": "delta", "c": 0, "s": f"{seq} "}) for seq in range(2, 8)]
+    text = "".join(row["s"] for _, row in log)
+    text = {"nothing": text, "a lost character": text[:-2], "a repeated character": text + " "}[spoil]
+    places, joined = _places([Seen((7, 7), 0.0, "delta", ((0, text),))], [at for at, _ in log], dict(log))
+    assert (places, joined) == (([at for at, _ in log], {(7, 7)}) if spoil == "nothing" else ([(7, 7)], set()))
