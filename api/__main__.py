@@ -20,6 +20,7 @@ import uvicorn
 from tasks.catalog import load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings, redis_url
+from tasks.tenants import load_tenants
 
 #: Streams end within a second of the signal; this bounds what does not.
 GRACE_S = 4
@@ -30,6 +31,7 @@ def main() -> int:
     try:
         settings = load_settings()
         catalog = load_catalog(settings.models)
+        load_tenants(settings.tenants)
         redis_url(settings)
         port = _bind(settings)
     except BadConfig as error:

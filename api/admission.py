@@ -13,8 +13,9 @@ from api.pool import ModelView
 from api.prompts import Prompts
 from tasks.catalog import ModelEntry
 from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused
-
-TENANT = "default"
+from tasks.jobs import JobSpec
+from tasks.store import Submitted
+from tasks.tenants import Tenant
 
 #: A refusal rests on knowledge at most this old.
 FRESH_S = 0.1
@@ -25,14 +26,15 @@ _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,255})"')
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A model that takes the request."""
+    """A model that takes the request, and who asks."""
 
+    tenant: Tenant
     entry: ModelEntry
     view: ModelView
     prompts: Prompts
 
 
-async def admit(parts: Parts, model: str, key: str, *, waits: bool) -> Admitted:
+async def admit(parts: Parts, tenant: Tenant, model: str, key: str, *, waits: bool) -> Admitted:
     """The model, if it takes a request now; `waits`: the job may wait for a worker. Raises `Refused` or `StoreDown`.
 
     Never refused for the pool's sake: a repeat, by its idempotency key, of what was accepted. `submit` finds the job.
@@ -46,21 +48,37 @@ async def admit(parts: Parts, model: str, key: str, *, waits: bool) -> Admitted:
         await parts.pool.refresh(FRESH_S)
         refusal = _refusal(entry, view, waits)
         # Asked only now, so that nobody else pays for it. Without a profile there is no prompt to submit.
-        if refusal and not (key and await parts.store.knows(TENANT, key) and view.prompts):
+        if refusal and not (key and await parts.store.knows(tenant.name, key) and view.prompts):
             raise refusal
     assert view.prompts is not None
-    return Admitted(entry, view, view.prompts)
+    return Admitted(tenant, entry, view, view.prompts)
+
+
+async def place(
+    parts: Parts, admitted: Admitted, spec: JobSpec, *, key: str, body_hash: str, listed: bool = False, api: str = ""
+) -> Submitted:
+    """Put the job in line within the limits of its model and its tenant. Raises `Refused` or `StoreDown`."""
+    try:
+        return await parts.store.submit(
+            spec,
+            limit=admitted.entry.max_waiting,
+            token_limit=admitted.entry.max_waiting_tokens,
+            tenant=admitted.tenant,
+            listed=listed,
+            api=api,
+            idempotency_key=key,
+            body_hash=body_hash,
+        )
+    except QueueFull as full:
+        raise QueueFull(full.message, admitted.view.retry_after_s()) from None
 
 
 def _refusal(entry: ModelEntry, view: ModelView, waits: bool) -> PenstockError | None:
     if view.prompts is None or not (waits or view.ready):
         return _reason(entry.name, view)
-    return queue_full(entry.name, view) if view.line.waiting >= entry.max_waiting else None
-
-
-def queue_full(model: str, view: ModelView) -> QueueFull:
-    """The refusal of a full line, with the time that the line will take."""
-    text = f"{view.line.waiting} jobs already wait for {model}: try again later"
+    if view.line.waiting < entry.max_waiting:
+        return None
+    text = f"{view.line.waiting} jobs already wait for {entry.name}: try again later"
     return QueueFull(text, view.retry_after_s())
 
 

@@ -28,6 +28,7 @@ from tasks.connections import close_broken, connect_async, connect_subscriber
 from tasks.errors import StoreDown
 from tasks.settings import Settings, redis_url
 from tasks.store import JobStore
+from tasks.tenants import Tenants
 
 log = logging.getLogger("penstock.api")
 
@@ -36,13 +37,13 @@ BEAT_S = 1.0
 CLOSE_S = 1.0
 
 
-def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
+def create_app(settings: Settings, catalog: Catalog, tenants: Tenants) -> FastAPI:
     """The application. Raises `BadConfig` if no Redis is configured."""
     url = redis_url(settings)
     app = FastAPI(
         title="Penstock",
         summary="Language models through a queue: every generation is a resumable job.",
-        lifespan=partial(_lifespan, settings, catalog, url),
+        lifespan=partial(_lifespan, settings, catalog, tenants, url),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # the redirect would lead to wherever the Host header says
@@ -56,7 +57,9 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(
+    settings: Settings, catalog: Catalog, tenants: Tenants, url: str, app: FastAPI
+) -> AsyncIterator[None]:
     logging.getLogger("sse_starlette").setLevel(logging.INFO)  # its debug log would hold the answers
     await asyncio.to_thread(template_renderer)
     api = f"api-{secrets.token_hex(6)}"
@@ -64,7 +67,7 @@ async def _lifespan(settings: Settings, catalog: Catalog, url: str, app: FastAPI
     store = JobStore(client, settings)
     relay = Relay(store, lambda: connect_subscriber(url, "relay"), api, settings.orphan_s)
     pool = Pool(catalog, store)
-    parts = Parts(settings, catalog, store, pool, relay, Metrics(pool), Closing())
+    parts = Parts(settings, catalog, tenants, store, pool, relay, Metrics(pool), Closing())
     app.state.parts = parts
     beats = [
         asyncio.create_task(relay.run()),

@@ -14,6 +14,7 @@ from api.relay import Relay
 from tasks.catalog import Catalog
 from tasks.settings import Settings
 from tasks.store import JobStore
+from tasks.tenants import Tenant, Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Parts:
 
     settings: Settings
     catalog: Catalog
+    tenants: Tenants
     store: JobStore
     pool: Pool
     relay: Relay
@@ -38,5 +40,10 @@ def _request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
+def _tenant(request: Request) -> Tenant:
+    return _parts(request).tenants.of(request.headers.get("authorization", ""))
+
+
 PartsDep = Annotated[Parts, Depends(_parts)]
 RequestIdDep = Annotated[str, Depends(_request_id)]
+TenantDep = Annotated[Tenant, Depends(_tenant)]

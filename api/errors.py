@@ -16,7 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tasks.errors import ErrorCode, PenstockError, QueueFull
+from api.rates import rate_headers
+from tasks.errors import ErrorCode, PenstockError, RateLimited, TryLater
 
 log = logging.getLogger("penstock.api")
 
@@ -47,6 +48,8 @@ TABLE: Final[Mapping[ErrorCode, Status]] = {
     ErrorCode.UNKNOWN_EVENT_ID: Status(409),
     ErrorCode.IDEMPOTENCY_CONFLICT: Status(422),
     ErrorCode.QUEUE_FULL: Status(429, retry=True),
+    ErrorCode.RATE_LIMIT_EXCEEDED: Status(429, retry=True),
+    ErrorCode.PRIORITY_NOT_ALLOWED: Status(403),
     ErrorCode.NO_WORKER: Status(503, retry=True),
     ErrorCode.MODEL_FAILED_TO_LOAD: Status(503),
     ErrorCode.STORE_UNAVAILABLE: Status(503, retry=True),
@@ -94,9 +97,9 @@ def code_of(text: str | None) -> ErrorCode:
 def response_of(error: PenstockError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The whole answer to a refused or failed request."""
     status = TABLE[error.code]
-    extra = dict(headers or {})
+    extra = dict(headers or {}) | (rate_headers(error.rates) if isinstance(error, RateLimited) else {})
     if status.http in (429, 503):
-        seconds = error.retry_after_s if isinstance(error, QueueFull) else 1
+        seconds = error.retry_after_s if isinstance(error, TryLater) else 1
         extra["retry-after"] = str(min(120, max(1, seconds)))
     if status.http >= 500 or status.http in (409, 429):
         extra["x-should-retry"] = "true" if status.retry else "false"

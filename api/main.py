@@ -8,6 +8,7 @@ from typing import Any
 from api.app import create_app
 from tasks.catalog import load_catalog
 from tasks.settings import load_settings
+from tasks.tenants import load_tenants
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    return create_app(settings, load_catalog(settings.models))
+    return create_app(settings, load_catalog(settings.models), load_tenants(settings.tenants))

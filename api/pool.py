@@ -40,7 +40,8 @@ class ModelView:
         lanes = sum(card.lanes for card in self.ready)
         if position is None or not lanes or self.line.lane_ms is None:
             return None
-        return round(position / lanes * self.line.lane_ms / 1000, 1)
+        free = sum(max(0, card.lanes - card.running) for card in self.ready)
+        return round(max(0, position - free) / lanes * self.line.lane_ms / 1000, 1)
 
     def retry_after_s(self) -> int:
         """When a refused client should come back: when the whole line is through, within what clients accept."""

@@ -171,7 +171,7 @@ class Reader:
             attached = await self._attach(self.job_id)
             page = await self._store.read(self.job_id, self.last, PAGE) if _may_hold(attached, self.last) else []
             if attached is not None and attached.state is JobState.QUEUED:
-                self.position = await self._store.position(self.job_id, self._model)
+                (self.position,) = await self._store.positions([self.job_id])
         except StoreDown:
             await self._bear_outage()
             return []

@@ -86,6 +86,12 @@ class GenerationRequest(Strict):
     user: str | None = Field(None, max_length=512)
     store: bool | None = Field(None, description="keep the answer, and finish it even if the client goes away")
     metadata: dict[str, str] | None = Field(None, max_length=16)
+    priority: Priority | None = Field(
+        None, description="extension: interactive (default where somebody waits), normal (default of jobs) or batch"
+    )
+    deadline_s: float | None = Field(
+        None, gt=0, le=30 * 86400, description="extension: seconds after which the answer is useless"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -178,14 +184,7 @@ class CompletionRequest(GenerationRequest):
         return drop_neutral(data, UNSUPPORTED_COMPLETION)
 
 
-class JobFields(Strict):
-    """What a job has beside its request."""
-
-    priority: Priority | None = Field(None, description="interactive, normal (default) or batch")
-    deadline_s: float | None = Field(None, gt=0, le=30 * 86400, description="later than this the answer is useless")
-
-
-class ChatJob(ChatRequest, JobFields):
+class ChatJob(ChatRequest):
     """POST /v1/jobs with messages."""
 
     @model_validator(mode="before")
@@ -194,7 +193,7 @@ class ChatJob(ChatRequest, JobFields):
         return drop_neutral(data, UNSUPPORTED_JOB)
 
 
-class CompletionJob(CompletionRequest, JobFields):
+class CompletionJob(CompletionRequest):
     """POST /v1/jobs with a prompt."""
 
     @model_validator(mode="before")

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from api.admission import Admitted, queue_full
+from api.admission import Admitted, place
 from api.chunks import ChatChunks, CompletionChunks
 from api.closing import end
 from api.deps import Parts
@@ -24,13 +24,15 @@ from api.frames import Frames, Resumed, Wrapped
 from api.intake import body_hash
 from api.metrics import Stopwatch
 from api.positions import Position
+from api.rates import rate_headers
 from api.reader import Reader
 from api.render import answer_object, failure, fold
 from api.schemas import GenerationRequest
 from api.sse import EventStream, Narrator
-from tasks.errors import ErrorCode, PenstockError, QueueFull, UnknownJob
+from tasks.errors import ErrorCode, PenstockError, Refused, UnknownJob
 from tasks.events import START, End, Entry, EntryId
 from tasks.jobs import JobSpec, JobState
+from tasks.rates import Rates
 from tasks.store import Attached
 
 log = logging.getLogger("penstock.api")
@@ -51,6 +53,7 @@ class Watched:
     reader: Reader
     grace_s: float
     complete: bool = False
+    rates: Rates | None = None
 
 
 async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: str, body_hash: str) -> Watched:
@@ -59,12 +62,10 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
     reader = parts.relay.open(spec.id, spec.model, START)
     grace_s = parts.settings.orphan_s if key else 0.0
     try:
-        submitted = await parts.store.submit(
-            spec, limit=admitted.entry.max_waiting, api=parts.relay.api, idempotency_key=key, body_hash=body_hash
-        )
-    except QueueFull:
+        submitted = await place(parts, admitted, spec, key=key, body_hash=body_hash, api=parts.relay.api)
+    except Refused:
         parts.relay.leave(reader, 0)
-        raise queue_full(spec.model, admitted.view) from None
+        raise
     except BaseException:
         parts.relay.leave(reader, grace_s)  # it may be in line even so, if the answer was lost on its way back
         raise
@@ -73,7 +74,7 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
         return await watch(parts, submitted.id, Position())
     log.info("request %s is job %s", spec.request_id, spec.id)
     reader.position = submitted.position
-    return Watched(spec, submitted.created_ms // 1000, reader, grace_s)
+    return Watched(spec, submitted.created_ms // 1000, reader, grace_s, rates=submitted.rates)
 
 
 async def watch(parts: Parts, job_id: str, position: Position, chunks: bool = False) -> Watched:
@@ -217,8 +218,8 @@ def leave(parts: Parts, watched: Watched) -> None:
 
 
 def job_headers(parts: Parts, watched: Watched) -> dict[str, str]:
-    """The job's id, and its place in line if it has one."""
-    return queue_headers(parts, watched.spec, watched.reader.position)
+    """The job's id, its place in line if it has one, and what is left of its tenant's rates."""
+    return queue_headers(parts, watched.spec, watched.reader.position) | rate_headers(watched.rates)
 
 
 def queue_headers(parts: Parts, spec: JobSpec, position: int | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tasks import lua
 
 
 class Break(NamedTuple):
-    """`text` in `place` becomes `without`. A place is a script of the store (`prelude` is in all), or a module.
+    """`text` in `place` becomes `without`. A place is a script of the store (`tasks.lua.COMMON` are in all), or a module.
 
     `seen_as`: how it shows, for people. `lossy`: it needs a Redis that loses its last writes (`appendfsync everysec`).
     """
@@ -42,20 +42,20 @@ BREAKS: dict[str, Break] = {
     "tickets": Break("reap", "for _ = 1, math.min(short, BATCH) do", "for _ = 1, 0 do", "jobs that wait for ever"),
     "tick": Break("reap", "t - tick > away or t < tick", "t < tick", "leases lost by an outage"),
     "strikes": Break(
-        "prelude",
+        "ends",
         "if r.seq == r.claim_seq + 1 then r.strikes",
         "if false then r.strikes",
         "poison that kills twenty workers",
     ),
     "alone": Break(
-        "prelude", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= 1", "innocent jobs called poisoned"
+        "ends", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= 1", "innocent jobs called poisoned"
     ),
     "cancel": Break(
         "prelude", "if r.cancel == 1 then return 'cancel' end", "", "accepted cancels that end as successes"
     ),
     "idem": Break("submit", "if held then", "if false then", "two jobs for one key"),
     "orphan": Break("detach", "left == 0 and r.store == 0", "false", "jobs that run on though nobody listens"),
-    "expire": Break("prelude", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", "logs without TTL"),
+    "expire": Break("ends", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", "logs without TTL"),
     "behind": Break(
         "step", "if w.first > r.seq + 1 then", "if false then", "gaps after Redis lost its last writes", lossy=True
     ),

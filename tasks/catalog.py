@@ -6,13 +6,13 @@ Every key is checked by name, so a typo is an error and not a silent default. Re
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.errors import BadConfig
+from tasks.tables import read_rows
 
 #: Letters, digits and . _ - / : only: names go into Redis keys, Celery queues and URLs as they are.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
@@ -42,6 +42,9 @@ class ModelEntry(BaseModel):
     max_num_seqs: int = Field(32, ge=1, le=1024, description="sequences that one worker runs at a time")
     max_model_len: int | None = Field(None, ge=16, description="context in tokens; empty: the model's own")
     max_waiting: int = Field(1000, ge=0, description="jobs in line before submits are refused with 429")
+    max_waiting_tokens: int = Field(
+        0, ge=0, description="the same in tokens, prompts and expected answers together; 0: any number"
+    )
 
     @field_validator("name")
     @classmethod
@@ -70,38 +73,14 @@ class Catalog:
 
 def load_catalog(path: Path) -> Catalog:
     """Read and check a models.toml. Raises `BadConfig` naming the file, the key and the remedy."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadConfig(f"{path} does not exist: create it, or set PENSTOCK_MODELS", param="models") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise BadConfig(f"{path}: {error}", param="models") from None
-    unknown = set(data) - {"model"}
-    if unknown:
-        raise BadConfig(f"{path}: unknown key {sorted(unknown)[0]!r}; a model is a [[model]] table", param="models")
-    rows = data.get("model", [])
-    if not isinstance(rows, list) or not rows:
+    rows = read_rows(path, "model", ModelEntry, "PENSTOCK_MODELS")
+    if not rows:
         raise BadConfig(f"{path}: no [[model]] table in it", param="models")
     try:
-        return Catalog([_entry(row, number, path) for number, row in enumerate(rows, 1)])
+        return Catalog([row.model_copy(update={"path": _resolve(row, label, path)}) for label, row in rows])
     except BadConfig as error:
         message = error.message if str(path) in error.message else f"{path}: {error.message}"
         raise BadConfig(message, param=error.param) from None
-
-
-def _entry(row: Any, number: int, file: Path) -> ModelEntry:
-    label = f"{file}: model {number}" + (f" ({row['name']})" if isinstance(row, dict) and "name" in row else "")
-    if not isinstance(row, dict):
-        raise BadConfig(f"{label}: a model is a [[model]] table")
-    try:
-        entry = ModelEntry.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(ModelEntry.model_fields)
-        remedy = f"known keys: {known}" if first["type"] == "extra_forbidden" else str(first["msg"])
-        raise BadConfig(f"{label}: key {name!r}: {remedy}", param=name) from None
-    return entry.model_copy(update={"path": _resolve(entry, label, file)})
 
 
 def _resolve(entry: ModelEntry, label: str, file: Path) -> str:

@@ -2,7 +2,9 @@
 
     PenstockError
     ├── Refused            a request that was not accepted: nothing is left behind
-    │   ├── QueueFull      the model's line is at its limit
+    │   ├── TryLater       says when to come back
+    │   │   ├── QueueFull      the model's line, or the tenant's part of it, is at its limit
+    │   │   └── RateLimited    the tenant's rate of requests or tokens is used up
     │   ├── UnknownJob     no record: never given out, or its retention is over
     │   └── Conflict       an idempotency key that came with another body
     ├── BadConfig          settings or models.toml: names the key and the remedy
@@ -15,6 +17,8 @@ HTTP statuses are not known here: `api.errors` maps every code to one, and a tes
 from __future__ import annotations
 
 from enum import StrEnum
+
+from tasks.rates import Rates
 
 
 class ErrorCode(StrEnum):
@@ -37,6 +41,8 @@ class ErrorCode(StrEnum):
     UNKNOWN_EVENT_ID = "unknown_event_id"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     QUEUE_FULL = "queue_full"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    PRIORITY_NOT_ALLOWED = "priority_not_allowed"
     NO_WORKER = "no_worker"
     MODEL_FAILED_TO_LOAD = "model_failed_to_load"
     STORE_UNAVAILABLE = "store_unavailable"
@@ -74,14 +80,28 @@ class Refused(PenstockError):
     code = ErrorCode.INVALID_REQUEST
 
 
-class QueueFull(Refused):
-    """The model's line is at its limit; `retry_after_s` is when to come back."""
-
-    code = ErrorCode.QUEUE_FULL
+class TryLater(Refused):
+    """Refused for now; `retry_after_s` is when to come back."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(TryLater):
+    """The model's line, or the tenant's part of it, is at its limit."""
+
+    code = ErrorCode.QUEUE_FULL
+
+
+class RateLimited(TryLater):
+    """The tenant's rate of requests or tokens is used up; `rates` is what is left."""
+
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
+
+    def __init__(self, message: str, retry_after_s: int, rates: Rates | None) -> None:
+        super().__init__(message, retry_after_s)
+        self.rates = rates
 
 
 class UnknownJob(Refused):

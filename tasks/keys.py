@@ -7,7 +7,13 @@ penstock:watch:<id>      SET     API processes that relay this job              
 penstock:watched:<api>   SET     jobs that this API process relays                attach, detach     with the API process
 penstock:idem:<tenant>:<key>  STRING  <job id> <body hash>                        submit             with the record
 penstock:jobs:<tenant>   ZSET    job → created (ms): the list of submitted jobs   submit             30 days after the last submit
-penstock:waiting:<model> ZSET    job → score (band, then order): the line         scripts            empty when nobody waits
+penstock:waiting:<model> ZSET    job → score (band, then start tag): the line     scripts            empty when nobody waits
+penstock:parked:<model>:<tenant>  ZSET  job → score: those beyond the tenant's share of lanes  scripts  empty when nobody waits
+penstock:active:<model>:<tenant>  SET   running jobs of a tenant that has such a share  scripts         empty when nothing runs
+penstock:fair:<model>    HASH    virtual time of each band, finish tags of tenants scripts           1 day after the last job
+penstock:length:<model>  HASH    what waits: tokens, and jobs of each tenant      scripts            empty when nobody waits
+penstock:yielding:<model> STRING lanes that batch jobs just gave up               scripts            2 s
+penstock:rate:<tenant>   HASH    the token buckets of its rate limits             submit, scripts    5 min after the last submit
 penstock.<model>         LIST    tickets, Celery's queue                          scripts, Celery    empty once a worker took them
 penstock:leases          ZSET    running job → expiry (ms, Redis' clock)          claim, renew       empty when nothing runs
 penstock:orphans         ZSET    unwatched job → when to cancel it (ms)           detach, reap       empty when nothing runs
@@ -17,9 +23,9 @@ penstock:workers         ZSET    worker → expiry (ms)                         
 penstock:worker:<name>   STRING  the worker's card (JSON)                         heartbeat          seconds after its death
 penstock:draining:<name> STRING  set while a worker drains                        drain              1 h
 penstock:profile:<model> HASH    tokenizer, template, limits of a loaded model    worker             permanent
-penstock:pace:<model>    HASH    moving average of a job's time on a lane         scripts            1 day after the last job
+penstock:pace:<model>    HASH    moving averages of jobs: time on a lane, answer  scripts            1 day after the last job
 penstock:models          SET     models that ever had a job                       submit             permanent
-penstock:order           STRING  counter behind the order in line                 submit             permanent
+penstock:parks           SET     <model>:<tenant> with parked jobs                scripts            empty when nobody waits
 penstock:tickets         STRING  counter behind the ticket ids                    scripts            permanent
 penstock:tick            STRING  when a reaper last ran (ms)                      reap               permanent
 penstock:relay:<api>     channel entries for that API process, as they are logged scripts            -
@@ -44,6 +50,12 @@ FAMILIES: Final = {
         "idem",
         "jobs",
         "waiting",
+        "parked",
+        "active",
+        "fair",
+        "length",
+        "yielding",
+        "rate",
         "worker",
         "draining",
         "profile",
@@ -55,11 +67,11 @@ FAMILIES: Final = {
 #: Single keys.
 SINGLES: Final = {
     name: f"{PREFIX}{name}"
-    for name in ("leases", "orphans", "deadlines", "apis", "workers", "models", "order", "tickets", "tick")
+    for name in ("leases", "orphans", "deadlines", "apis", "workers", "models", "parks", "tickets", "tick")
 }
 
 #: Keys without a TTL that stay when nothing runs any more.
-PERMANENT: Final = ("apis", "workers", "profile", "models", "order", "tickets", "tick")
+PERMANENT: Final = ("apis", "workers", "profile", "models", "tickets", "tick")
 
 
 def key(family: str, identifier: str) -> str:

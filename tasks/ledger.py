@@ -60,7 +60,8 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the store says of one job: ok, cancel, deadline, fenced, lost, or behind (resend what follows `seq`)."""
+    """What the store says of one job: ok, cancel, deadline, fenced, lost, yield (it is back in line, for a more urgent one),
+    or behind (resend what follows `seq`)."""
 
     verdict: str
     seq: int = 0
@@ -79,11 +80,12 @@ class JobLedger:
         self._redis = client
         self._settings = settings
         self._lease_ms = int(settings.lease_s * 1000)
+        self._ageing_ms = int(settings.ageing_s * 1000)
         self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
 
     def claim(self, model: str, worker: str) -> Claim | Draining | None:
         """Take the best waiting job. Not repeatable: a claim whose answer was lost is given back by the reaper."""
-        match self._run("claim", model, worker, self._lease_ms):
+        match self._run("claim", model, worker, self._lease_ms, self._ageing_ms):
             case ["claimed", _, fence, attempt, seq, strikes, spec]:
                 return Claim(JobSpec.from_json(spec), int(fence), int(attempt), int(seq), int(strikes))
             case ["draining"]:
@@ -99,9 +101,12 @@ class JobLedger:
             start = EntryId(entries[-1][0].fence, entries[-1][0].seq + 1)
         return entries
 
-    def step(self, writes: Sequence[Write]) -> list[Answer]:
-        """Append to the logs of all jobs and relay what was accepted; one answer per write."""
-        args: list[Any] = []
+    def step(self, writes: Sequence[Write], full: bool = False) -> list[Answer]:
+        """Append to the logs of all jobs and relay what was accepted; one answer per write.
+
+        `full`: the worker has no lane free, so that a batch job may have to yield one.
+        """
+        args: list[Any] = [int(full)]
         for write in writes:
             args += (write.job, write.fence, write.first, len(write.entries))
             for entry, tokens in write.entries:

@@ -1,4 +1,4 @@
-"""Loads the Lua scripts: each is the generated tables, the prelude and its own body.
+"""Loads the Lua scripts: each is the generated tables, what all have in common, and its own body.
 
 The tables (keys, transitions, the ticket) come from the Python that owns them, so nothing is typed twice.
 """
@@ -11,7 +11,23 @@ from importlib.resources import files
 from tasks import jobs, keys
 from tasks.generate import ticket_template
 
-NAMES = ("submit", "attach", "detach", "claim", "step", "renew", "release", "preempt", "cancel", "reap", "beat")
+NAMES = (
+    "submit",
+    "attach",
+    "detach",
+    "claim",
+    "step",
+    "renew",
+    "release",
+    "preempt",
+    "cancel",
+    "reap",
+    "beat",
+    "where",
+)
+
+#: Put before each of them: records and the clock, the order in line, how jobs end and change owners.
+COMMON = ("prelude", "line", "ends")
 
 
 @cache
@@ -19,4 +35,4 @@ def source(name: str) -> str:
     """The whole text of one script."""
     folder = files("tasks") / "scripts"
     header = keys.lua_table() + jobs.lua_table() + f"local TICKET = [==[{ticket_template()}]==]\n"
-    return header + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return header + "".join((folder / f"{part}.lua").read_text() for part in (*COMMON, name))

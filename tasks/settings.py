@@ -37,11 +37,15 @@ class Settings(BaseSettings):
     redis_url: str = Field("", description="an existing Redis (then REDIS_URL, then the data dir's redis.url)")
     data_dir: Path = Field(Path(".penstock"), description="Redis' files, logs and redis.url")
     models: Path = Field(Path("models.toml"), description="what is served")
+    tenants: str = Field("", description="a tenants.toml: who asks, and within which limits; empty: all are one tenant")
     model: str = Field("", description="a worker: the entry of models.toml that it serves")
     gpus: str = Field("", description="a worker: its GPUs, as in 0,1; empty: the entry's")
     threads: int = Field(0, ge=0, description="a worker on CPU: torch threads; 0: cores / workers on this machine")
     api_processes: int = Field(1, ge=1, le=64, description="API processes behind the port")
     lease_s: float = Field(5.0, gt=0.2, description="a job whose worker is silent this long goes to another")
+    ageing_s: float = Field(
+        60.0, gt=0, description="waited longer than this, a job gets a lane before more urgent ones"
+    )
     step_timeout_s: float = Field(30.0, gt=0, description="a step that takes longer counts as hung")
     orphan_s: float = Field(30.0, ge=0, description="how long a stream's job outlives an API process that died")
     retention_s: int = Field(

@@ -6,7 +6,7 @@ Every method raises `StoreDown` when Redis cannot be reached or refuses the call
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,25 +14,28 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from tasks import lua
-from tasks.errors import Conflict, QueueFull, StoreDown, UnknownJob
+from tasks.errors import Conflict, QueueFull, RateLimited, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
 from tasks.jobs import BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
 from tasks.profile import ModelProfile, WorkerCard
+from tasks.rates import Rates
 from tasks.settings import Settings
+from tasks.tenants import EVERYBODY, Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """An accepted job: `existing` when an idempotency key led to an earlier one. `position` 1 is next in line.
 
-    `created_ms` is by Redis' clock; 0 for an existing job.
+    `created_ms` is by Redis' clock; 0 for an existing job. `rates`: what is left of the tenant's, if it has any.
     """
 
     id: str
     existing: bool
     position: int | None
     created_ms: int = 0
+    rates: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,15 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane."""
+    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane.
+
+    `tokens`: what the waiting jobs are expected to cost, those included that are parked.
+    """
 
     waiting: int
     tickets: int
     lane_ms: float | None
+    tokens: int = 0
 
 
 class JobStore:
@@ -66,26 +73,29 @@ class JobStore:
         spec: JobSpec,
         *,
         limit: int,
+        token_limit: int = 0,
+        tenant: Tenant = EVERYBODY,
         listed: bool = False,
         api: str = "",
         idempotency_key: str = "",
         body_hash: str = "-",
     ) -> Submitted:
-        """Put a job in line, atomically. Raises `QueueFull` at `limit` waiting jobs, `Conflict` for a reused key."""
-        answer = await self._run(
-            "submit",
-            *(spec.id, spec.model, spec.tenant, idempotency_key, body_hash, limit, BANDS[spec.priority]),
-            *(spec.deadline_ms or 0, spec.retention_s, int(spec.store), int(listed), api, spec.to_json()),
-            self._term_ms,
-        )
-        match answer:
-            case ["created", job_id, position, created]:
-                return Submitted(job_id, False, position, int(created))
-            case ["existing", job_id]:
-                return Submitted(job_id, True, None)
-            case ["full", waiting]:
-                raise QueueFull(f"{waiting} jobs already wait for {spec.model}: try again later", 1)
-        raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")
+        """Put a job in line, atomically, or find the one that its idempotency key stands for.
+
+        Raises `QueueFull` when `limit` jobs or `token_limit` tokens (0: any) wait for the model, or as many jobs of the
+        tenant as may; `RateLimited` beyond its rates; `Conflict` for a key that came with another body.
+        """
+        options = {
+            "id": spec.id, "model": spec.model, "tenant": spec.tenant, "band": BANDS[spec.priority],
+            "prompt": spec.prompt_tokens, "choices": spec.choices, "most": spec.sampling.max_tokens,
+            "deadline": spec.deadline_ms or 0, "keep": spec.retention_s, "store": int(spec.store), "listed": listed,
+            "api": api, "term": self._term_ms, "idem": idempotency_key, "hash": body_hash,
+            "max_jobs": limit, "max_tokens": token_limit, "weight": tenant.weight, "share": tenant.max_running,
+            "max_waiting": tenant.max_waiting,
+            "requests": tenant.requests_per_minute, "tokens": tenant.tokens_per_minute,
+        }  # fmt: skip
+        answer = await self._run("submit", json.dumps(options), spec.to_json())
+        return _submitted(answer, spec, tenant)
 
     async def knows(self, tenant: str, idempotency_key: str) -> bool:
         """True if a job was accepted under this key, and the key still stands for it."""
@@ -97,15 +107,11 @@ class JobStore:
         if "spec" not in data:
             return None
         job = Job.from_hash(data)
-        if job.state is not JobState.QUEUED:
-            return job, None
-        rank = await self._wait(self._redis.zrank(key("waiting", job.spec.model), job_id))
-        return job, None if rank is None else rank + 1
+        return job, (await self.positions([job_id]))[0] if job.state is JobState.QUEUED else None
 
-    async def position(self, job_id: str, model: str) -> int | None:
-        """Its place in the model's line (1 is next), None when it does not wait. Cheaper than `get`."""
-        rank = await self._wait(self._redis.zrank(key("waiting", model), job_id))
-        return None if rank is None else int(rank) + 1
+    async def positions(self, ids: Sequence[str]) -> list[int | None]:
+        """Their places in line (1 is next), None for each that does not wait. Cheaper than `get`."""
+        return [place or None for place in await self._run("where", *ids)] if ids else []
 
     async def attach(self, job_id: str, api: str) -> Attached | None:
         """From now on relay the job's entries to this API process. None: there is no such job."""
@@ -152,8 +158,9 @@ class JobStore:
         pipe.zcard(key("waiting", model))
         pipe.llen(queue_of(model))
         pipe.hget(key("pace", model), "lane_ms")
-        waiting, tickets, pace = await self._wait(pipe.execute())
-        return Line(waiting, tickets, float(pace) if pace else None)
+        pipe.hget(key("length", model), "tokens")
+        waiting, tickets, pace, tokens = await self._wait(pipe.execute())
+        return Line(waiting, tickets, float(pace) if pace else None, int(tokens or 0))
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""
@@ -204,3 +211,19 @@ class JobStore:
             return await cast(Awaitable[Any], call)
         except (RedisError, OSError, RuntimeError) as error:  # uvloop's word for a connection that was reset while idle
             raise StoreDown(f"Redis: {error}") from error
+
+
+def _submitted(answer: list[Any], spec: JobSpec, tenant: Tenant) -> Submitted:
+    """What submit.lua answered, as a result or an exception."""
+    match answer:
+        case ["created", job_id, position, created, requests, tokens]:
+            return Submitted(job_id, False, position, int(created), tenant.rates(requests, tokens))
+        case ["existing", job_id]:
+            return Submitted(job_id, True, None)
+        case ["full", waiting, whose]:
+            of = "" if whose == "model" else f" of {spec.tenant}"
+            raise QueueFull(f"{waiting} jobs{of} already wait for {spec.model}: try again later", 1)
+        case ["limited", what, wait_ms, requests, tokens]:
+            text = f"{spec.tenant} is beyond its rate of {what} per minute: try again in {wait_ms / 1000:.1f} seconds"
+            raise RateLimited(text, -(-wait_ms // 1000), tenant.rates(requests, tokens))
+    raise Conflict("this Idempotency-Key was used with another body", param="Idempotency-Key")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from tasks.jobs import JobSpec
 from tasks.ledger import Claim, JobLedger, Write
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.settings import Settings
+from tasks.tenants import Tenant, Tenants
 from tests.processes import free_port
 from workers.engine import fake_model
 
@@ -54,11 +55,11 @@ def settings_of(redis_url: str, **changes: Any) -> Settings:
 
 
 @contextmanager
-def serve(settings: Settings, *entries: ModelEntry) -> Iterator[str]:
+def serve(settings: Settings, *entries: ModelEntry, tenants: Sequence[Tenant] = ()) -> Iterator[str]:
     """The API in a thread; yields its URL."""
     models = list(entries) or [ModelEntry(name=MODEL, engine="fake", max_waiting=50)]
     config = uvicorn.Config(
-        create_app(settings, Catalog(models)),
+        create_app(settings, Catalog(models), Tenants(list(tenants))),
         host="127.0.0.1",
         port=settings.port,
         log_level="warning",

@@ -51,6 +51,11 @@ class Admission:
                 self._suspect = None
             self._changed.notify_all()
 
+    @property
+    def full(self) -> bool:
+        """True while no job can be taken."""
+        return self._taken >= self._places
+
     def wake(self) -> None:
         """Look again: a suspect has proved itself."""
         with self._changed:

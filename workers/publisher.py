@@ -40,8 +40,11 @@ class Engine(Protocol):
 class Publisher:
     """Sends outboxes and obeys the store's answers."""
 
-    def __init__(self, ledger: JobLedger, engine: Engine, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self, ledger: JobLedger, engine: Engine, on_progress: Callable[[], None], no_lane: Callable[[], bool]
+    ) -> None:
         self._ledger = ledger
+        self._no_lane = no_lane  # is every place of the engine taken?
         self._engine = engine
         self._on_progress = on_progress
         self._dirty: dict[Attempt, None] = {}  # in order of arrival
@@ -74,8 +77,8 @@ class Publisher:
             case "behind" if attempt.outbox.rewind(answer.seq):
                 log.warning("job %s: the log lost what follows entry %d, sending it again", attempt.job, answer.seq)
                 self.publish([attempt])
-            case "fenced" | "lost" | "behind":
-                attempt.over("lost")
+            case "fenced" | "lost" | "behind" | "yield":
+                attempt.over("yielded" if answer.verdict == "yield" else "lost")
                 self._engine.remove(attempt)
 
     def run(self) -> None:
@@ -127,7 +130,7 @@ class Publisher:
 
     def _step(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
         try:
-            answers = self._ledger.step([write for _, write in pairs])
+            answers = self._ledger.step([write for _, write in pairs], self._no_lane())
         except StoreRefused as error:
             self._step_apart(pairs, error)
             return

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from api import streams
 from api.admission import admit, idempotency_key
-from api.deps import PartsDep, RequestIdDep
+from api.deps import PartsDep, RequestIdDep, TenantDep
 from api.intake import chat_spec
 from api.positions import position_of
 from api.render import answer_object, failure, fold
@@ -26,11 +26,12 @@ async def create(
     body: Annotated[ChatRequest, Body()],
     parts: PartsDep,
     request_id: RequestIdDep,
+    tenant: TenantDep,
     idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
     """Answer a conversation, in one piece or as a stream."""
     key = idempotency_key(idempotency)
-    admitted = await admit(parts, body.model, key, waits=False)
+    admitted = await admit(parts, tenant, body.model, key, waits=False)
     spec = await chat_spec(body, admitted, parts.settings, request_id)
     return await streams.answer(parts, request, body, spec, admitted, key)
 

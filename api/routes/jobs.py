@@ -9,14 +9,15 @@ from fastapi import APIRouter, Body, Header, Query
 from fastapi.responses import JSONResponse, Response
 
 from api import streams
-from api.admission import TENANT, admit, idempotency_key, queue_full
+from api.admission import admit, idempotency_key, place
 from api.chunks import JobEvents
-from api.deps import Parts, PartsDep, RequestIdDep
+from api.deps import Parts, PartsDep, RequestIdDep, TenantDep
 from api.intake import body_hash, chat_spec, completion_spec
 from api.positions import position_of
+from api.rates import rate_headers
 from api.render import fold, job_object
 from api.schemas import ChatJob, JobRequest
-from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused, UnknownJob
+from tasks.errors import ErrorCode, PenstockError, Refused, UnknownJob
 from tasks.jobs import Job, JobSpec, JobState, is_id
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -29,22 +30,17 @@ async def create(
     body: Annotated[JobRequest, Body()],
     parts: PartsDep,
     request_id: RequestIdDep,
+    tenant: TenantDep,
     idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response:
     """Put a chat or completion request in line and return at once; the job outlives its client."""
     key = idempotency_key(idempotency)
-    admitted = await admit(parts, body.model, key, waits=True)
+    admitted = await admit(parts, tenant, body.model, key, waits=True)
     if isinstance(body, ChatJob):
         spec = await chat_spec(body, admitted, parts.settings, request_id)
     else:
         spec = await completion_spec(body, admitted, parts.settings, request_id)
-    limit = admitted.entry.max_waiting
-    try:
-        submitted = await parts.store.submit(
-            spec, limit=limit, listed=True, idempotency_key=key, body_hash=body_hash("job", body)
-        )
-    except QueueFull:
-        raise queue_full(body.model, admitted.view) from None
+    submitted = await place(parts, admitted, spec, key=key, body_hash=body_hash("job", body), listed=True)
     if submitted.existing:
         job, position = await _get(parts, submitted.id)
     else:
@@ -52,6 +48,7 @@ async def create(
         parts.metrics.prompt_tokens.labels(spec.model).inc(spec.prompt_tokens)
         job, position = _accepted(spec, submitted.created_ms), submitted.position
     headers = {"location": f"/v1/jobs/{job.id}", **streams.queue_headers(parts, job.spec, position)}
+    headers |= rate_headers(submitted.rates)
     return JSONResponse(await _view(parts, job, position), 202, headers)
 
 
@@ -65,13 +62,14 @@ def _accepted(spec: JobSpec, created_ms: int) -> Job:
 @router.get("")
 async def index(
     parts: PartsDep,
+    tenant: TenantDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
     """Submitted jobs, newest first, without their texts and results."""
     if after is not None and not is_id(after):
         raise Refused("after: this is no job id", param="after")
-    ids = await parts.store.jobs(TENANT, limit + 1, after)
+    ids = await parts.store.jobs(tenant.name, limit + 1, after)
     found = [await parts.store.get(job_id) for job_id in ids[:limit]]
     rows = [job_object(job, position, _eta_s(parts, job, position), None) for job, position in filter(None, found)]
     return {

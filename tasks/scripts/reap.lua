@@ -91,6 +91,18 @@ local late = each(K.deadlines_, function(id)
   end -- a running one: step and renew tell its worker
 end)
 
+-- Parked jobs come back at the ends of their tenant's others; this is for ends that Redis forgot, and for larger shares.
+for _, line in ipairs(redis.call('SMEMBERS', K.parks_)) do
+  local best = redis.call('ZRANGE', K.parked .. line, 0, 0)
+  local r = best[1] and record(best[1])
+  if not r then
+    redis.call('ZREM', K.parked .. line, best[1] or '')
+    if not best[1] then redis.call('SREM', K.parks_, line) end
+  elseif not at_share(r) then
+    unpark(r.model, r.tenant)
+  end
+end
+
 redis.call('ZREMRANGEBYSCORE', K.workers_, '-inf', int(t))
 local tickets = 0
 for _, model in ipairs(redis.call('SMEMBERS', K.models_)) do

@@ -1,8 +1,9 @@
--- step(per job: id, fence, first seq, n, then n times (entry JSON, new tokens), end state or '', code, message)
---   → per job: ok | cancel | deadline | fenced | behind <seq>
+-- step(full: 1 if the worker has no lane free, else 0, then per job: id, fence, first seq, n, then n times (entry JSON,
+-- new tokens), end state or '', code, message) → per job: ok | cancel | deadline | fenced | yield | behind <seq>
 -- One call per engine step, for all jobs that emitted. The last of the n entries is the terminal one if there is an end
 -- state. Safe to repeat: entries that are already there are skipped.
-local answers, writes, channels, order, at, t = {}, {}, {}, {}, 1, now()
+local answers, writes, channels, order, at, t = {}, {}, {}, {}, 2, now()
+local batch = {} -- jobs of the batch band that go on
 
 while ARGV[at] do -- everything is checked before the first write: a call that failed half-way would publish nothing
   local w = {id = ARGV[at], fence = tonumber(ARGV[at + 1]), first = tonumber(ARGV[at + 2]), n = tonumber(ARGV[at + 3])}
@@ -37,13 +38,14 @@ local function write(r, w)
     table.insert(parts, entry(entry_id, json))
   end
   r.seq = math.max(r.seq, w.first + w.n - 1)
-  set(r, 'seq', int(r.seq), 'tokens', int(r.tokens + new))
+  r.tokens = r.tokens + new
+  set(r, 'seq', int(r.seq), 'tokens', int(r.tokens))
   if new > 0 and r.strikes > 0 then set(r, 'strikes', 0, 'alone', 0) end
   relay(r.id, parts)
   return true
 end
 
-local function answer(w)
+local function answer(w, place)
   local r = record(w.id)
   if not owned(r, w.fence) then
     local mine = r and w.state ~= '' and r.state == w.state and r.fence == w.fence and r.seq == w.first + w.n - 1
@@ -52,13 +54,38 @@ local function answer(w)
   if w.first > r.seq + 1 then return 'behind ' .. int(r.seq) end
   if w.state ~= '' and w.first + w.n - 1 <= r.seq then return 'fenced' end -- its end would not be in the log
   if not write(r, w) then return 'fenced' end
-  if w.state == '' then return order_for(r, t) end
+  if w.state == '' then
+    local verdict = order_for(r, t)
+    if verdict == 'ok' and band_of(r) == 2 and r.firm == 0 then table.insert(batch, {place, r}) end
+    return verdict
+  end
   close(r, w.state, t, w.code, w.message)
   return 'ok'
 end
 
-for _, w in ipairs(writes) do table.insert(answers, answer(w)) end
+for i, w in ipairs(writes) do table.insert(answers, answer(w, i)) end
 for _, api in ipairs(order) do
   redis.call('PUBLISH', K.relay .. api, '[' .. table.concat(channels[api], ',') .. ']')
 end
+
+-- An interactive job that finds no lane gets one of a batch job, which goes back into line with its tokens: those that
+-- stand last go first. Lanes given up but not taken yet count, or every worker would give some for the same job. The wait
+-- is what a ticket takes to reach a lane that is free elsewhere.
+local WAIT_MS = 20
+local function yield()
+  local line = K.waiting .. batch[1][2].model
+  local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+  if not first[1] or tonumber(first[2]) >= SPAN then return end
+  if t - tonumber(redis.call('HGET', K.job .. first[1], 'created') or t) < WAIT_MS then return end
+  local underway = K.yielding .. batch[1][2].model
+  local wanted = redis.call('ZCOUNT', line, '-inf', '(' .. int(SPAN)) - tonumber(redis.call('GET', underway) or 0)
+  table.sort(batch, function(a, b) return a[2].score > b[2].score end)
+  for i = 1, math.min(wanted, #batch) do
+    take_away(batch[i][2], t, false)
+    answers[batch[i][1]] = 'yield'
+    redis.call('INCR', underway)
+    redis.call('PEXPIRE', underway, 2000)
+  end
+end
+if ARGV[1] == '1' and #batch > 0 then yield() end
 return answers

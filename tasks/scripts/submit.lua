@@ -1,41 +1,71 @@
--- submit(id, model, tenant, idempotency key or '', body hash, limit, band, deadline ms or 0, keep s, store, listed, api
---        or '', spec, term ms) → {created, id, position, created ms} | {existing, id} | {conflict, id} | {full, waiting}
-local id, model, tenant, idem, hash = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local limit, band, deadline = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local keep, store, listed, api, spec = tonumber(ARGV[9]), ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local idem_name = ''
-if idem ~= '' then
-  idem_name = tenant .. ':' .. idem
+-- submit(options as JSON: tasks/store.py, spec) →
+--   {created, id, position, created ms, requests left, tokens left} | {existing, id} | {conflict, id}
+--   | {full, jobs that wait, whose: model or tenant} | {limited, requests or tokens, ms until there is room, left, left}
+-- All limits are checked before anything is written, so a refused submit costs nothing. A limit of 0 is none.
+local o, spec = cjson.decode(ARGV[1]), ARGV[2]
+local idem_name = o.idem ~= '' and o.tenant .. ':' .. o.idem or ''
+if o.idem ~= '' then
   local held = redis.call('GET', K.idem .. idem_name)
   if held then
     local other, other_hash = held:match('^(%S+) (%S+)$')
     if redis.call('EXISTS', K.job .. other) == 1 then
-      if api ~= '' and other_hash == hash then -- it attaches next: until then the reaper must not end the orphan
-        redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + tonumber(ARGV[14])), other)
+      if o.api ~= '' and other_hash == o.hash then -- it attaches next: until then the reaper must not end the orphan
+        redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + o.term), other)
       end
-      return {other_hash == hash and 'existing' or 'conflict', other}
+      return {other_hash == o.hash and 'existing' or 'conflict', other}
     end
   end
 end
-if redis.call('EXISTS', K.job .. id) == 1 then return {'conflict', id} end
-local waiting = redis.call('ZCARD', K.waiting .. model)
-if waiting >= limit then return {'full', waiting} end
+if redis.call('EXISTS', K.job .. o.id) == 1 then return {'conflict', o.id} end
+
 local t = now()
-local r = {id = id, model = model, score = band * 1e12 + redis.call('INCR', K.order_)}
-set(r, 'state', 'queued', 'model', model, 'fence', 0, 'seq', 0, 'attempt', 0, 'strikes', 0, 'losses', 0, 'tokens', 0,
-    'cancel', 0, 'store', store, 'score', int(r.score), 'created', int(t), 'keep', keep, 'idem', idem_name,
-    'deadline', deadline > 0 and int(t + deadline) or 0, 'spec', spec)
-if idem ~= '' then redis.call('SET', K.idem .. idem_name, id .. ' ' .. hash) end
-if deadline > 0 then redis.call('ZADD', K.deadlines_, int(t + deadline), id) end
-if listed == '1' then
-  redis.call('ZADD', K.jobs .. tenant, int(t), id)
-  -- Those at the front whose records are gone. A job may wait for days, so its age alone does not say it.
-  for _, old in ipairs(redis.call('ZRANGE', K.jobs .. tenant, 0, 7)) do
-    if redis.call('EXISTS', K.job .. old) == 0 then redis.call('ZREM', K.jobs .. tenant, old) end
-  end
-  redis.call('EXPIRE', K.jobs .. tenant, 30 * 86400)
+local cost = cost_of(o.model, o.prompt, o.choices, o.most)
+local counts = redis.call('HMGET', K.length .. o.model, 'tokens', 'jobs ' .. o.tenant)
+local tokens, mine = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+local waiting = redis.call('ZCARD', K.waiting .. o.model)
+-- An empty line takes any job: one that is larger than the limit could never run.
+if waiting >= o.max_jobs or (o.max_tokens > 0 and tokens > 0 and tokens + cost > o.max_tokens) then
+  return {'full', waiting, 'model'}
 end
-if api ~= '' then watch(id, api, t, tonumber(ARGV[14])) end
-redis.call('SADD', K.models_, model)
+if o.max_waiting > 0 and mine >= o.max_waiting then return {'full', mine, 'tenant'} end
+
+-- A token bucket for each rate, full after a minute without use. One request may be larger than it: it then needs all of
+-- it, and leaves a debt.
+local rate, left = K.rate .. o.tenant, {}
+local levels = redis.call('HMGET', rate, 'at', 'requests', 'tokens')
+for i, b in ipairs({{'requests', o.requests, 1}, {'tokens', o.tokens, cost}}) do
+  local name, most, need = b[1], b[2], b[3]
+  local level = math.min(most, tonumber(levels[i + 1] or most) + (t - tonumber(levels[1] or t)) * most / 60000)
+  if most > 0 and level < math.min(need, most) then
+    local wait = math.ceil((math.min(need, most) - level) * 60000 / most)
+    return {'limited', name, wait, math.floor(left[1] or level), math.floor(level)}
+  end
+  left[i] = level - need
+end
+
+local r = {id = o.id, model = o.model, tenant = o.tenant, cost = cost, weight = o.weight, share = o.share}
+r.score = score_of(r, o.band)
+if o.requests > 0 or o.tokens > 0 then
+  redis.call('HSET', rate, 'at', int(t), 'requests', left[1], 'tokens', left[2])
+  redis.call('EXPIRE', rate, 300)
+end
+set(r, 'state', 'queued', 'model', o.model, 'tenant', o.tenant, 'fence', 0, 'seq', 0, 'attempt', 0, 'strikes', 0,
+    'losses', 0, 'tokens', 0, 'cancel', 0, 'store', o.store, 'score', int(r.score), 'created', int(t), 'keep', o.keep,
+    'idem', idem_name, 'deadline', o.deadline > 0 and int(t + o.deadline) or 0, 'prompt', o.prompt, 'choices', o.choices,
+    'cost', int(cost), 'weight', o.weight, 'share', o.share, 'spec', spec)
+if o.idem ~= '' then redis.call('SET', K.idem .. idem_name, o.id .. ' ' .. o.hash) end
+if o.deadline > 0 then redis.call('ZADD', K.deadlines_, int(t + o.deadline), o.id) end
+if o.listed then
+  local list = K.jobs .. o.tenant
+  redis.call('ZADD', list, int(t), o.id)
+  -- Those at the front whose records are gone. A job may wait for days, so its age alone does not say it.
+  for _, old in ipairs(redis.call('ZRANGE', list, 0, 7)) do
+    if redis.call('EXISTS', K.job .. old) == 0 then redis.call('ZREM', list, old) end
+  end
+  redis.call('EXPIRE', list, 30 * DAY)
+end
+if o.api ~= '' then watch(o.id, o.api, t, o.term) end
+redis.call('SADD', K.models_, o.model)
 place(r)
-return {'created', id, redis.call('ZRANK', K.waiting .. model, id) + 1, t}
+local position = position_of(o.model, o.tenant, o.id, r.score)
+return {'created', o.id, position, t, math.floor(left[1]), math.floor(left[2])}

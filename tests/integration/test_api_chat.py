@@ -55,7 +55,8 @@ def test_the_sdk_bears_waiting_and_silence(line: ApiLine) -> None:
 
 
 def test_comments_while_waiting_and_silent(line: ApiLine) -> None:
-    first = line.http.post("/v1/jobs", json={"model": MODEL, "prompt": "ahead"}).json()
+    body = {"model": MODEL, "prompt": "ahead", "priority": "interactive"}
+    first = line.http.post("/v1/jobs", json=body).json()
     lines: list[str] = []
     with line.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
         assert response.headers["x-penstock-queue-position"] == "2"

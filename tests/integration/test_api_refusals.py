@@ -117,7 +117,7 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
     ({"typo": 1}, "typo", "unsupported_parameter"),
     ({"prompt": "x"}, "prompt", "unsupported_parameter"),
-    ({"priority": "batch"}, "priority", "unsupported_parameter"),
+    ({"priority": 5}, "priority", "invalid_request"),
 ]
 COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "invalid_request"),

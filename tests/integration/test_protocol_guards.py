@@ -28,7 +28,7 @@ from tests.integration.protocol_rig import Rig
 
 
 class Guard(NamedTuple):
-    """`text` in a script (or in the prelude: then in all) becomes `without`, and `test` must fail."""
+    """`text` in a script (or in one of `lua.COMMON`: then in all) becomes `without`, and `test` must fail."""
 
     name: str
     script: str
@@ -48,13 +48,13 @@ GUARDS = [
     Guard("only a running job has an owner", "prelude", "r.state == 'running' and r.fence", "r.fence", own.test_race_1_nobody_writes_after_the_terminal_entry),
     Guard("the clock is in the fence", "prelude", "math.max(r.fence + 1, t - r.created)", "r.fence + 1", lost.test_race_5_a_fence_is_never_given_twice),
     Guard("the last fence is in the fence", "prelude", "math.max(r.fence + 1, t - r.created)", "t - r.created", own.test_a_fence_rises_even_when_the_clock_went_back),
-    Guard("the fence is raised before requeueing", "prelude", "raise(r, t)\n  if r.cancel == 1", "if r.cancel == 1", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
-    Guard("the fence is raised at a claim", "claim", "raise(r, t)\n    if r.cancel == 1", "if r.cancel == 1", lost.test_race_5_a_fence_is_never_given_twice),
+    Guard("the fence is raised before requeueing", "ends", "raise(r, t)\n  if r.cancel == 1", "if r.cancel == 1", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
+    Guard("the fence is raised at a claim", "claim", "raise(r, t)\n      if r.cancel == 1", "if r.cancel == 1", lost.test_race_5_a_fence_is_never_given_twice),
     Guard("a renewal names its fence", "renew", "not owned(r, tonumber(ARGV[i + 1]))", "not r or r.state ~= 'running'", own.test_race_1_and_12_a_zombie_neither_writes_into_nor_renews_the_next_attempt),
     Guard("a release names its fence", "release", "not owned(r, tonumber(ARGV[2]))", "not r or r.state ~= 'running'", own.test_race_1_and_12_a_zombie_neither_writes_into_nor_renews_the_next_attempt),
     Guard("a draining worker claims nothing", "claim", "redis.call('EXISTS', K.draining .. worker) == 1", "false", own.test_a_draining_worker_claims_nothing_and_the_job_keeps_its_place),
     Guard("only a queued job is claimed", "claim", "r and r.state == 'queued'", "r", own.test_a_claim_drops_what_cannot_run_and_takes_the_next),
-    Guard("a claim is bounded", "claim", "for _ = 1, 32 do", "while true do", own.test_a_claim_looks_at_a_bounded_number_of_jobs),
+    Guard("a claim is bounded", "claim", " or dropped == 32", "", own.test_a_claim_looks_at_a_bounded_number_of_jobs),
     # the log
     Guard("the log is dense", "step", "if w.first > r.seq + 1 then", "if false then", step.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
     Guard("a renewal notices a shorter log", "renew", "tonumber(ARGV[i + 2]) > r.seq", "false", step.test_race_3_a_worker_ahead_of_the_log_is_told_where_to_resend_from),
@@ -65,14 +65,14 @@ GUARDS = [
     Guard("a missing log is noticed", "step", f"if not {XADD} then return false end", XADD, step.test_race_1_a_zombie_does_not_recreate_an_expired_log),
     Guard("a step is checked before it writes", "step", "assert(w.message and", "assert(true or w.message and", step.test_a_malformed_step_writes_nothing_for_anyone),
     Guard("an end must be the last entry", "step", "if w.state ~= '' and w.first", "if false and w.first", step.test_an_end_whose_place_is_taken_is_refused),
-    Guard("terminal states absorb", "prelude", "if terminal(r.state) then return 'already '", "if false then return 'already '", submit.test_cancelling_in_line_is_immediate_and_terminal_states_absorb),
+    Guard("terminal states absorb", "ends", "if terminal(r.state) then return 'already '", "if false then return 'already '", submit.test_cancelling_in_line_is_immediate_and_terminal_states_absorb),
     Guard("only watched jobs are relayed", "step", "redis.call('SMEMBERS', K.watch .. id)", "redis.call('ZRANGE', K.apis_, 0, -1)", relay.test_race_16_an_api_process_gets_only_the_jobs_that_it_watches),
     # cancel and deadline
     Guard("a step reads the cancel", "prelude", "if r.cancel == 1 then return 'cancel' end", "", step.test_race_8_a_cancel_is_durable_and_seen_by_step_and_renew),
-    Guard("requeueing reads the cancel", "prelude", "if r.cancel == 1 then return finish", "if false then return finish", own.test_race_8_a_cancel_outlives_its_owner, ("lease",)),
+    Guard("requeueing reads the cancel", "ends", "if r.cancel == 1 then return finish", "if false then return finish", own.test_race_8_a_cancel_outlives_its_owner, ("lease",)),
     Guard("a claim reads the cancel", "claim", "if r.cancel == 1 then", "if false then", own.test_a_job_in_line_whose_cancel_was_accepted_is_not_claimed),
     Guard("a step reads the deadline", "prelude", f"return {DEADLINE} and 'deadline' or 'ok'", "return 'ok'", own.test_race_20_the_deadline_belongs_to_the_job_not_to_the_attempt),
-    Guard("requeueing reads the deadline", "prelude", f"if {DEADLINE} then", "if false then", own.test_race_20_the_deadline_belongs_to_the_job_not_to_the_attempt),
+    Guard("requeueing reads the deadline", "ends", f"if {DEADLINE} then", "if false then", own.test_race_20_the_deadline_belongs_to_the_job_not_to_the_attempt),
     Guard("a claim reads the deadline", "claim", f"elseif {DEADLINE} then", "elseif false then", own.test_a_claim_drops_what_cannot_run_and_takes_the_next),
     Guard("a reaper reads the deadline", "reap", "if r and r.state == 'queued' then", "if false then", reap.test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker),
     Guard("a reaper leaves running ones to their worker", "reap", "if r and r.state == 'queued' then", "if r then", reap.test_a_deadline_ends_a_waiting_job_and_leaves_a_running_one_to_its_worker),
@@ -92,30 +92,30 @@ GUARDS = [
     Guard("a dead process leaves corrupt records alone", "reap", "pcall(unwatch, id, name)", "unwatch(id, name)", reap.test_a_corrupt_record_does_not_keep_a_dead_api_process),
     Guard("a token clears the strikes", "step", "if new > 0 and r.strikes > 0 then set(r, 'strikes', 0, 'alone', 0) end", "", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
     Guard("only a token clears the strikes", "step", "if new > 0 and r.strikes", "if r.strikes", reap.test_a_strike_is_a_loss_without_a_new_token_and_a_token_clears_them),
-    Guard("only a silent attempt is a strike", "prelude", STRIKE, "if true then r.strikes", reap.test_a_silent_workers_job_goes_back_into_line_with_its_tokens),
-    Guard("strikes count", "prelude", STRIKE, "if false then r.strikes", reap.test_deaths_while_alone_make_a_job_poison),
-    Guard("only deaths alone are poison", "prelude", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= max_strikes", reap.test_deaths_in_company_do_not_make_a_job_poison),
-    Guard("losses are bounded", "prelude", " or r.losses >= max_losses", "", reap.test_a_job_that_lost_too_many_workers_fails_whatever_it_emitted),
+    Guard("only a silent attempt is a strike", "ends", STRIKE, "if true then r.strikes", reap.test_a_silent_workers_job_goes_back_into_line_with_its_tokens),
+    Guard("strikes count", "ends", STRIKE, "if false then r.strikes", reap.test_deaths_while_alone_make_a_job_poison),
+    Guard("only deaths alone are poison", "ends", "(r.strikes >= max_strikes and r.alone == 1)", "r.strikes >= max_strikes", reap.test_deaths_in_company_do_not_make_a_job_poison),
+    Guard("losses are bounded", "ends", " or r.losses >= max_losses", "", reap.test_a_job_that_lost_too_many_workers_fails_whatever_it_emitted),
     Guard("a release is no loss", "release", "take_away(r, now(), false)", "take_away(r, now(), true, 9, 9)", own.test_release_adds_neither_strike_nor_loss),
     Guard("only a running job is preempted", "preempt", "if r.state ~= 'running' then", "if false then", preempt.test_what_does_not_run_is_not_preempted),
     Guard("a preemption is no loss", "preempt", "take_away(r, now(), false)", "take_away(r, now(), true, 9, 9)", preempt.test_a_preempted_job_goes_back_into_line_with_its_tokens_and_without_blame),
-    Guard("the fence is raised before a preemption", "prelude", "raise(r, t)\n  if r.cancel == 1", "if r.cancel == 1", preempt.test_a_preempted_job_goes_back_into_line_with_its_tokens_and_without_blame),
-    Guard("a preemption reads the cancel", "prelude", "if r.cancel == 1 then return finish", "if false then return finish", preempt.test_a_preempted_job_that_was_to_end_ends, ("cancel",)),
-    Guard("a preemption reads the deadline", "prelude", f"if {DEADLINE} then", "if false then", preempt.test_a_preempted_job_that_was_to_end_ends, ("deadline",)),
-    Guard("a requeued job has no lease", "prelude", "redis.call('ZREM', K.leases_, r.id)\n", "", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
+    Guard("the fence is raised before a preemption", "ends", "raise(r, t)\n  if r.cancel == 1", "if r.cancel == 1", preempt.test_a_preempted_job_goes_back_into_line_with_its_tokens_and_without_blame),
+    Guard("a preemption reads the cancel", "ends", "if r.cancel == 1 then return finish", "if false then return finish", preempt.test_a_preempted_job_that_was_to_end_ends, ("cancel",)),
+    Guard("a preemption reads the deadline", "ends", f"if {DEADLINE} then", "if false then", preempt.test_a_preempted_job_that_was_to_end_ends, ("deadline",)),
+    Guard("a requeued job has no lease", "ends", "redis.call('ZREM', K.leases_, r.id)\n", "", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
     # the line, tickets, keys
-    Guard("a requeued job keeps its score", "prelude", "int(r.score), r.id)", "redis.call('INCR', K.order_), r.id)", own.test_race_9_a_requeued_job_keeps_its_place),
-    Guard("tickets do not grow", "prelude", "if redis.call('LLEN', K.queue .. r.model) < redis.call('ZCARD', K.waiting .. r.model) then", "if true then", submit.test_race_14_submit_and_cancel_do_not_grow_the_ticket_list),
-    Guard("ticket ids are fresh after lost writes", "prelude", "int(now()) .. '-' .. redis", "redis", submit.test_race_14_every_ticket_has_a_fresh_task_id_even_after_lost_writes),
+    Guard("a requeued job keeps its score", "line", "stand(r.model, r.id, r.score) end", "stand(r.model, r.id, redis.call('INCR', K.tickets_)) end", own.test_race_9_a_requeued_job_keeps_its_place),
+    Guard("tickets do not grow", "line", "if redis.call('LLEN', K.queue .. model) < redis.call('ZCARD', K.waiting .. model) then", "if true then", submit.test_race_14_submit_and_cancel_do_not_grow_the_ticket_list),
+    Guard("ticket ids are fresh after lost writes", "line", "int(now()) .. '-' .. redis", "redis", submit.test_race_14_every_ticket_has_a_fresh_task_id_even_after_lost_writes),
     Guard("lost tickets are replaced", "reap", "for _ = 1, math.min(short, BATCH) do", "for _ = 1, 0 do", reap.test_race_14_lost_tickets_are_replaced_and_spare_ones_are_left),
-    Guard("the line has a limit", "submit", "if waiting >= limit then", "if false then", submit.test_a_full_line_refuses_and_leaves_nothing_behind),
+    Guard("the line has a limit", "submit", "waiting >= o.max_jobs or", "", submit.test_a_full_line_refuses_and_leaves_nothing_behind),
     Guard("a key without its record is free", "submit", "if redis.call('EXISTS', K.job .. other) == 1 then", "if true then", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
-    Guard("a key belongs to one body", "submit", "other_hash == hash and", "true and", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
-    Guard("a caller that comes back by its key has time to attach", "submit", "redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + tonumber(ARGV[14])), other)", "", submit.test_race_15_a_caller_that_comes_back_by_its_key_is_not_overtaken_by_the_reaper),
+    Guard("a key belongs to one body", "submit", "other_hash == o.hash and 'existing'", "true and 'existing'", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
+    Guard("a caller that comes back by its key has time to attach", "submit", "redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + o.term), other)", "", submit.test_race_15_a_caller_that_comes_back_by_its_key_is_not_overtaken_by_the_reaper),
     Guard("only an orphan is given that time", "submit", "'XX', 'GT',", "'GT',", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
-    Guard("an unwatched job releases its key", "prelude", "redis.call('DEL', K.idem .. r.idem)", "", submit.test_race_17_a_job_cancelled_because_nobody_listens_releases_its_key),
-    Guard("a released key is forgotten", "prelude", "set(r, 'idem', '')", "", submit.test_a_released_key_is_not_touched_by_the_end_of_its_former_job),
-    Guard("a key lives as long as its record", "prelude", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
+    Guard("an unwatched job releases its key", "ends", "redis.call('DEL', K.idem .. r.idem)", "", submit.test_race_17_a_job_cancelled_because_nobody_listens_releases_its_key),
+    Guard("a released key is forgotten", "ends", "set(r, 'idem', '')", "", submit.test_a_released_key_is_not_touched_by_the_end_of_its_former_job),
+    Guard("a key lives as long as its record", "ends", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a late reader prolongs", "attach", "if terminal(r.state) then expire(r) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     # watchers
     Guard("a reader that comes back saves the job", "attach", "redis.call('ZREM', K.orphans_, r.id)", "", watch.test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job),
@@ -126,9 +126,9 @@ GUARDS = [
     Guard("other readers outlive a dead process", "reap", " and redis.call('SCARD', K.watch .. id) == 0", "", watch.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (True,)),
     Guard("a process that never reaped is missed too", "prelude", "redis.call('ZADD', K.apis_, 'NX', int(t + term), api)", "", watch.test_race_15_a_dead_api_process_orphans_its_jobs_and_then_they_are_cancelled, (False,)),
     # nothing stays for ever
-    Guard("logs end", "prelude", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
-    Guard("records end", "prelude", "redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
-    Guard("watches end", "prelude", "redis.call('EXPIRE', K.watch .. r.id, r.keep)", "", watch.test_a_reader_who_leaves_a_trace_on_an_ended_job_is_cleared_with_its_process),
+    Guard("logs end", "ends", "redis.call('EXPIRE', K.log .. r.id, r.keep)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
+    Guard("records end", "ends", "redis.call('EXPIRE', K.job .. r.id, r.keep + 3600)", "", watch.test_when_all_jobs_have_ended_every_key_left_has_a_ttl_or_is_documented),
+    Guard("watches end", "ends", "redis.call('EXPIRE', K.watch .. r.id, r.keep)", "", watch.test_a_reader_who_leaves_a_trace_on_an_ended_job_is_cleared_with_its_process),
 ]  # fmt: skip
 
 

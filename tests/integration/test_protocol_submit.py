@@ -179,7 +179,7 @@ def test_attach_tells_where_the_job_stands(rig: Rig) -> None:
 
 def test_the_pace_of_a_line_is_measured_over_successes(rig: Rig) -> None:
     attempt = rig.running()
-    rig.redis.hincrby(key("job", attempt.job), "started", -500)
+    rig.redis.hincrby(key("job", attempt.job), "claimed", -500)
     attempt.make(end="succeeded").send()
     line = rig.wait(rig.store.line(MODEL))
     assert (line.waiting, line.tickets) == (0, 1)

@@ -20,6 +20,7 @@ from tasks.errors import ErrorCode, Refused
 from tasks.jobs import JobSpec
 from tasks.sampling import Grammar
 from tasks.settings import Settings
+from tasks.tenants import EVERYBODY
 from tests.api_server import MODEL, fake_profile
 
 SETTINGS = Settings()
@@ -29,7 +30,7 @@ SCHEMA = {"type": "object", "properties": {"ä": {"type": "integer"}}, "required
 
 def admitted(structured: bool = True) -> Admitted:
     prompts = Prompts(dataclasses.replace(fake_profile(), structured=structured))
-    return Admitted(ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    return Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
 
 
 async def chat(structured: bool = True, kind: type[ChatRequest] = ChatRequest, **fields: Any) -> JobSpec:

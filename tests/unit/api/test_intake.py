@@ -20,6 +20,7 @@ from tasks.jobs import JobSpec
 from tasks.profile import WorkerCard
 from tasks.settings import Settings
 from tasks.store import Line
+from tasks.tenants import EVERYBODY
 from tests.api_server import MODEL, fake_profile
 
 SETTINGS = Settings()
@@ -28,7 +29,7 @@ HI: Any = [{"role": "user", "content": "hi"}]
 
 def admitted(**profile: Any) -> Admitted:
     prompts = Prompts(dataclasses.replace(fake_profile(), **profile))
-    return Admitted(ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    return Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
 
 
 async def chat(**fields: Any) -> JobSpec:
@@ -38,7 +39,7 @@ async def chat(**fields: Any) -> JobSpec:
 
 async def test_chat_defaults() -> None:
     spec = await chat()
-    assert (spec.kind, spec.n, spec.stream, spec.store, spec.priority) == ("chat", 1, False, False, "normal")
+    assert (spec.kind, spec.n, spec.stream, spec.store, spec.priority) == ("chat", 1, False, False, "interactive")
     assert spec.sampling.max_tokens == 512 - len(spec.prompts[0])
     assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.top_k, spec.sampling.logprobs) == (
         1,
@@ -114,9 +115,11 @@ def test_positions() -> None:
 
 
 def test_estimates() -> None:
-    card = WorkerCard("w", MODEL, "fake", "ready", [], "cpu", 4, 0, "h", 1, 0, 0)
+    card = WorkerCard("w", MODEL, "fake", "ready", [], "cpu", 4, 4, "h", 1, 0, 0)
     view = ModelView(cards=[card], line=Line(10, 10, 2000.0))
     assert view.eta_s(8) == 4.0
     assert view.retry_after_s() == 6
+    idle = dataclasses.replace(card, running=1)
+    assert [ModelView(cards=[idle], line=view.line).eta_s(place) for place in (1, 3, 4)] == [0.0, 0.0, 0.5]
     assert ModelView(line=Line(10, 10, 2000.0)).eta_s(8) is None
     assert ModelView(cards=[card], line=Line(9000, 0, 1e6)).retry_after_s() == 120

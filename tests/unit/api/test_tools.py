@@ -18,6 +18,7 @@ from tasks.errors import ErrorCode, Refused
 from tasks.grammar import complaint
 from tasks.jobs import JobSpec
 from tasks.settings import Settings
+from tasks.tenants import EVERYBODY
 from tests.api_server import MODEL, fake_profile
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -34,7 +35,7 @@ PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 async def chat(template: str | None = None, **fields: Any) -> JobSpec:
     profile = dataclasses.replace(fake_profile(), structured=True)
     prompts = Prompts(dataclasses.replace(profile, chat_template=template) if template else profile)
-    admitted = Admitted(ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    admitted = Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
     request = ChatRequest.model_validate({"model": MODEL, "messages": HI, **fields})
     return await chat_spec(request, admitted, Settings(), "")
 

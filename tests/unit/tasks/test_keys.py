@@ -30,7 +30,7 @@ def test_the_permanent_ones_are_documented_as_such() -> None:
 def test_the_scripts_use_no_key_that_is_not_in_the_table() -> None:
     names = set(FAMILIES) | {f"{name}_" for name in SINGLES}
     used: set[str] = set()
-    for script in ("prelude", *lua.NAMES):
+    for script in (*lua.COMMON, *lua.NAMES):
         text = (files("tasks") / "scripts" / f"{script}.lua").read_text()
         used |= set(re.findall(r"\bK\.(\w+)", text))
         assert "penstock" not in text, f"{script}.lua spells a key out"
@@ -40,7 +40,7 @@ def test_the_scripts_use_no_key_that_is_not_in_the_table() -> None:
 
 def test_every_script_is_listed() -> None:
     there = {path.name.removesuffix(".lua") for path in (files("tasks") / "scripts").iterdir()}
-    assert there == {"prelude", *lua.NAMES}
+    assert there == {*lua.COMMON, *lua.NAMES}
 
 
 def test_names_are_built_in_one_way() -> None:
