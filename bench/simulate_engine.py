@@ -60,6 +60,7 @@ class Sequence:
     ended: float = math.nan
     left: int = 0  # prompt tokens to be computed yet
     last_step: int = 0
+    gone: bool = False
 
 
 class Batch:
@@ -89,7 +90,22 @@ class Batch:
         if self._prompts:
             waiting = sum(sequence.left for sequence in self._prompts)
             return 1, min(waiting, max(0, self.budget - self.decoding))
+        while self._ends[0][2].gone:
+            heapq.heappop(self._ends)
         return self._ends[0][0] - self.steps, 0
+
+    def made(self, sequence: Sequence) -> int:
+        """Its tokens so far."""
+        return 0 if sequence.left else sequence.answer - max(0, sequence.last_step - self.steps)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget one that is not complete."""
+        if sequence.left:
+            self._prompts.remove(sequence)
+        else:
+            self.decoding -= 1
+            self.keys -= sequence.prompt + self.made(sequence)
+        sequence.gone = True
 
     def advance(self, steps: int, prompt: int) -> tuple[list[Sequence], list[Sequence]]:
         """Do so many of what `plan` gave. Returns those that got their first token, and those that are complete."""
@@ -97,9 +113,11 @@ class Batch:
         self.keys += steps * self.decoding
         ended = []
         while self._ends and self._ends[0][0] <= self.steps:
-            ended.append(heapq.heappop(self._ends)[2])
-            self.decoding -= 1
-            self.keys -= ended[-1].prompt + ended[-1].answer
+            sequence = heapq.heappop(self._ends)[2]
+            if not sequence.gone:
+                ended.append(sequence)
+                self.decoding -= 1
+                self.keys -= sequence.prompt + sequence.answer
         first = self._compute(prompt)
         return first, ended + [sequence for sequence in first if sequence.answer == 1]
 
@@ -136,16 +154,38 @@ class Engine:
         self.tokens = 0
         self._batch = Batch(cost.budget)
         self._inbox: list[Sequence] = []
+        self._leaving: list[Sequence] = []
         self._began = 0.0
         self._plan = (0, 0)
         self._keys = 0
 
     def add(self, sequence: Sequence, now: float) -> bool:
         """It joins at the end of the step that is under way. True: `due` has changed."""
+        sequence.left = sequence.prompt
         self._inbox.append(sequence)
         if math.isinf(self.due):
             self._start(now)
             return True
+        return self._cut(now)
+
+    def remove(self, sequence: Sequence, now: float) -> bool:
+        """One that is not complete leaves at the end of the step that is under way. True: `due` has changed."""
+        if sequence in self._inbox:
+            self._inbox.remove(sequence)
+            return False
+        self._leaving.append(sequence)
+        return self._cut(now)
+
+    def made(self, sequence: Sequence, now: float) -> int:
+        """Its tokens so far, those of whole steps."""
+        steps, prompt = self._plan
+        if sequence.left or prompt or steps == 1:
+            return self._batch.made(sequence)
+        under_way = self.cost.steps_within(now - self._began, self._batch.decoding, self._keys)
+        return min(sequence.answer - 1, self._batch.made(sequence) + min(under_way, steps) - 1)
+
+    def _cut(self, now: float) -> bool:
+        """Let the run of steps end with the one that is under way."""
         steps, prompt = self._plan
         if prompt or steps == 1:
             return False
@@ -163,6 +203,7 @@ class Engine:
         self.steps += steps
         self.tokens += steps * self._batch.decoding
         first, ended = self._batch.advance(steps, prompt)
+        self._leaving = [sequence for sequence in self._leaving if sequence not in ended]
         self.tokens += len(first)
         for sequence in first:
             sequence.first = now
@@ -172,6 +213,9 @@ class Engine:
         return first, ended
 
     def _start(self, now: float) -> None:
+        for sequence in self._leaving:
+            self._batch.remove(sequence)
+        self._leaving.clear()
         for sequence in self._inbox:
             self._batch.add(sequence)
         self._inbox.clear()

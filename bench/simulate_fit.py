@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from simulate_engine import Batch, Sequence, StepCost
+from bench.simulate_engine import Batch, Sequence, StepCost
 
 #: Sequences at once, tokens of each prompt, tokens of each answer.
 RUNS = [(1, 16, 40), (1, 400, 24), (4, 32, 32), (8, 200, 32), (16, 24, 32), (16, 300, 24), (32, 64, 32), (64, 24, 32), (64, 150, 24)]  # fmt: skip
@@ -99,7 +99,7 @@ def fit(steps: list[Step], lanes: int = 64) -> Fit:
 def measured_fit(rounds: int = 5, threads: int = 1, shape: str = "llama-s", lanes: int = 64) -> Fit:
     """Of the engine "transformers" on a random model of `contenders.SHAPES`."""
     import torch
-    from contenders import Ours, random_model
+    from bench.contenders import Ours, random_model
 
     torch.set_num_threads(threads)
     model = random_model(shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ import redis.asyncio
 
 from tasks import lua
 from tasks.errors import QueueFull
-from tasks.events import End, encode
+from tasks.events import Delta, End, encode
 from tasks.jobs import JobSpec
 from tasks.keys import key, queue_of
 from tasks.ledger import Claim, JobLedger, Write
@@ -25,6 +26,7 @@ from tasks.settings import Settings
 from tasks.store import JobStore
 
 CLOCK = "simulate:now"
+_END, _DELTA = encode(End("succeeded", 1, 0, "length")), encode(Delta(0, 0, (0,), ""))
 EPOCH_MS = 1_700_000_000_000
 _REAL = re.compile(r"^local function now\(\)\n.*?^end\n", re.S | re.M)
 _SIMULATED = f"local function now()\n  return tonumber(redis.call('GET', '{CLOCK}'))\nend\n"
@@ -37,6 +39,16 @@ def simulated_source(name: str) -> str:
     if clocks != 1 or "'TIME'" in text:
         raise ValueError(f"{name}.lua does not read the clock through now() alone")
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One job in a step: how many entries of this attempt are logged, its new tokens, and whether they are the last."""
+
+    claim: Claim
+    entries: int
+    tokens: int
+    last: bool
 
 
 class _Asks(Exception):
@@ -97,13 +109,14 @@ class Line:
         self._calls.append(("RPOP", (queue_of(model),), lambda _: None))
         self._ask(lambda: self._ledger.claim(model, worker), lambda got: then(got if isinstance(got, Claim) else None))
 
-    def end(self, ended: list[tuple[Claim, int]], then: Callable[[list[str]], None]) -> None:
-        """The step in which these jobs ended, with all their tokens as one entry; `then` gets the verdicts."""
+    def step(self, rows: list[Row], full: bool, then: Callable[[list[str]], None]) -> None:
+        """What a worker tells of its jobs after a step, all new tokens of each as one entry; `then` gets the verdicts."""
         writes = [
-            Write(claim.spec.id, claim.fence, claim.seq + 1, [(_end(tokens), tokens)], "succeeded")
-            for claim, tokens in ended
-        ]
-        self._ask(lambda: self._ledger.step(writes), lambda answers: then([each.verdict for each in answers]))
+            Write(row.claim.spec.id, row.claim.fence, row.claim.seq + 1 + row.entries, [(_entry(row), row.tokens)],
+                  "succeeded" if row.last else "")
+            for row in rows
+        ]  # fmt: skip
+        self._ask(lambda: self._ledger.step(writes, full), lambda answers: then([each.verdict for each in answers]))
 
     def reap(self, then: Callable[[list[int]], None]) -> None:
         """What every process does once a second."""
@@ -166,6 +179,5 @@ class Line:
         self._calls.append((name, args, resume))
 
 
-@cache
-def _end(tokens: int) -> str:
-    return encode(End("succeeded", tokens, 0, "length"))
+def _entry(row: Row) -> str:
+    return _END if row.last else _DELTA

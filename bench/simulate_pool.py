@@ -15,70 +15,18 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from simulate_engine import Engine, Sequence, StepCost
-from simulate_line import Line
-from simulate_load import Arrival
-
-from tasks.jobs import JobSpec
+from bench.simulate_engine import Sequence, StepCost
+from bench.simulate_job import Delays, Job, Spec, Worker
+from bench.simulate_line import Line, Row
+from bench.simulate_load import Arrival
 from tasks.ledger import Claim
 from tasks.sampling import Sampling
 
 Routing = Literal["random", "least"]
-
-
-@dataclass(frozen=True, slots=True)
-class Delays:
-    """Seconds that a request spends outside of line and engine."""
-
-    submit: float = 0.004  # from the client's first byte until it is in line
-    submit_gap: float = 0.0  # between two requests at one API process
-    claim: float = 0.005  # from being in line, with a lane free, until the engine has it
-    ticket_gap: float = 0.002  # between two tickets at one worker
-    free: float = 0.003  # from the last token until the lane asks for a ticket
-    relay: float = 0.004  # from the end of a step until the client has its tokens
-
-
-class Spec(JobSpec):
-    """A job whose prompt has the length that stands in its place: nothing reads the tokens here."""
-
-    __slots__ = ()
-
-    @property
-    def prompt_tokens(self) -> int:
-        """As usage and quotas count them."""
-        return self.prompts[0][0]
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request with what became of it; times are seconds of simulated time."""
-
-    number: int
-    arrival: Arrival
-    cell: int = 0
-    position: int | None = None  # in line at submit; None: refused
-    submitted: float = math.nan
-    claimed: float = math.nan
-    sequence: Sequence | None = None
-    claim: Claim | None = None
-    worker: int = -1
-    verdicts: list[str] = field(default_factory=list)
-
-
-class Worker:
-    """Lanes around an engine."""
-
-    def __init__(self, number: int, cell: int, cost: StepCost) -> None:
-        self.number = number
-        self.cell = cell
-        self.free = cost.lanes
-        self.asks = True  # in the queue for tickets, or busy with one
-        self.version = 0
-        self.engine = Engine(cost)
-        self.jobs: dict[Sequence, Job] = {}
+#: step.lua's own term, and a little for the ticket to be taken.
+YIELD_AFTER = 0.021
 
 
 class Pool:
@@ -105,6 +53,10 @@ class Pool:
         self._idle: list[deque[Worker]] = [deque() for _ in range(cells)]
         for worker in self.workers:
             self._idle[worker.cell].append(worker)
+        self._cells = [list(idle) for idle in self._idle]
+        self._urgent = [0] * cells  # interactive jobs in line
+        self._step_s = cost.run(1, cost.lanes, 0)
+        self.yields = 0
         self._tickets = [0] * cells
         self._waiting = [0] * cells
         self._api_free = [0.0] * cells
@@ -184,6 +136,10 @@ class Pool:
             self._live[spec.id] = job
             self._tickets[job.cell] += 1
             self._match(job.cell, submitted)
+            if arrival.priority == "interactive":
+                self._urgent[job.cell] += 1
+                if self._urgent[job.cell] == 1:
+                    self._at(submitted + YIELD_AFTER, self._press, job.cell)
 
         self._line.submit(spec, self._limit, accepted)
 
@@ -210,11 +166,15 @@ class Pool:
             if claim is None:
                 return self._free(worker)
             job = self._live[claim.spec.id]
-            job.claim, job.claimed, job.worker = claim, self.now, worker.number
+            job.claim, job.claimed, job.entries = claim, self.now, 0
+            job.attempts += 1
             self.order.append(job.number)
             self._waiting[worker.cell] -= 1
-            job.sequence = Sequence(job.arrival.prompt, job.arrival.answer)
+            self._urgent[worker.cell] -= job.arrival.priority == "interactive"
+            job.sequence = Sequence(job.arrival.prompt + job.logged, job.arrival.answer - job.logged)
             worker.jobs[job.sequence] = job
+            if job.arrival.priority == "batch":
+                worker.batch[job] = None
             if worker.engine.add(job.sequence, self.now):
                 self._await_engine(worker)
 
@@ -234,20 +194,78 @@ class Pool:
     def _steps_over(self, of: tuple[Worker, int]) -> None:
         worker, version = of
         if version != worker.version:
-            return  # somebody joined, and the steps were cut short
-        _, ended = worker.engine.finish()
+            return  # somebody joined or left, and the steps were cut short
+        first, ended = worker.engine.finish()
+        for sequence in first:
+            job = worker.jobs.get(sequence)
+            if job is not None and math.isnan(job.first):
+                job.first = sequence.first
         if not math.isinf(worker.engine.due):
             self._await_engine(worker)
-        if ended:
-            self._end(worker, [worker.jobs.pop(sequence) for sequence in ended])
+        over = [worker.jobs.pop(sequence) for sequence in ended if sequence in worker.jobs]
+        if over:
+            self._end(worker, over)
 
     def _end(self, worker: Worker, jobs: list[Job]) -> None:
         def answered(verdicts: list[str]) -> None:
             for job, verdict in zip(jobs, verdicts, strict=True):
-                job.verdicts.append(verdict)
-                del self._live[f"job_{job.number}"]
-                self._line.forget(f"job_{job.number}")
+                if verdict == "ok":  # else it had to yield in the same moment, and runs again
+                    job.verdicts.append(verdict)
+                    job.ended = ended
+                    del self._live[f"job_{job.number}"]
+                    self._line.forget(f"job_{job.number}")
 
-        self._line.end([(job.claim, job.arrival.answer) for job in jobs if job.claim], answered)
+        ended = self.now
+        for job in jobs:
+            worker.batch.pop(job, None)
+        self._line.step([self._row(job, job.arrival.answer, True) for job in jobs], worker.free == 0, answered)
         for _ in jobs:
+            self._at(ended + self._delays.free, self._free, worker)
+
+    def _row(self, job: Job, tokens: int, last: bool) -> Row:
+        """What is new of a job that has so many tokens over all attempts."""
+        assert job.claim is not None
+        row = Row(job.claim, job.entries, tokens - job.logged, last)
+        if not last:
+            job.entries += 1
+            job.logged = tokens
+        return row
+
+    # --- batch jobs yield ---
+
+    def _press(self, cell: int) -> None:
+        """Interactive jobs have no lane: a worker that is full tells of its batch jobs, as it does after every step."""
+        if not self._urgent[cell]:
+            return
+        workers = self._cells[cell]
+        for worker in self._rng.sample(workers, min(4, len(workers))):
+            if worker.free or not worker.batch:
+                continue
+            told = [(job, self._made(worker, job)) for job in worker.batch]
+            told = [(job, made) for job, made in told if made > job.logged]
+            if told:
+                self._tell_of(worker, told)
+                break
+        self._at(self.now + max(self._window, self._step_s / len(workers)), self._press, cell)
+
+    def _made(self, worker: Worker, job: Job) -> int:
+        assert job.sequence is not None
+        return job.arrival.answer - job.sequence.answer + worker.engine.made(job.sequence, self.now)
+
+    def _tell_of(self, worker: Worker, told: list[tuple[Job, int]]) -> None:
+        def answered(verdicts: list[str]) -> None:
+            for (job, _), verdict in zip(told, verdicts, strict=True):
+                if verdict == "yield":
+                    self._yield(worker, job)
+
+        self._line.step([self._row(job, made, False) for job, made in told], True, answered)
+
+    def _yield(self, worker: Worker, job: Job) -> None:
+        self.yields += 1
+        self._waiting[worker.cell] += 1
+        self._tickets[worker.cell] += 1
+        if job.sequence in worker.jobs:
+            del worker.jobs[job.sequence], worker.batch[job]
+            if worker.engine.remove(job.sequence, self.now):
+                self._await_engine(worker)
             self._at(self.now + self._delays.free, self._free, worker)

@@ -1,0 +1,92 @@
+"""A real pool for the model to be held against: Redis, one API process and one worker with the random model.
+
+`Real.play` sends it the arrivals that the model gets too, and tells of each request what the client saw and what stands in
+its record. All times are seconds from the start of the load.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import redis
+import uvloop
+
+from bench import toy_model
+from bench.load import LEAD_S, Generator
+from bench.load_plan import chat, open_loop, words
+from bench.pools import Pool, penstock, running
+from bench.simulate_load import Arrival
+from tasks.keys import key
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request. `created`, `started` and `finished` are from the job's record, the rest is the client's."""
+
+    arrival: Arrival
+    created: float
+    started: float
+    finished: float
+    first: float
+    chunks: tuple[float, ...]
+    end: float
+
+    @property
+    def ttft(self) -> float:
+        """From the intended time, as the model's."""
+        return self.first - self.arrival.at
+
+
+class Real:
+    """A pool that answers."""
+
+    def __init__(self, port: int, store: redis.Redis) -> None:
+        self._port = port
+        self._store = store
+
+    def play(self, arrivals: Iterable[Arrival], seed: int = 0) -> list[Seen]:
+        """Send them at their times, wait for the last answer. Raises if one is not complete."""
+        rng = random.Random(seed)
+        arrivals = list(arrivals)
+        bodies = iter(
+            chat(toy_model.NAME, words(rng, each.prompt), each.answer, ignore_eos=True) for each in arrivals
+        )
+        plan = open_loop("model", [each.at for each in arrivals], 0.0, lambda: next(bodies), 300.0)
+        begin = time.monotonic() + LEAD_S
+        wall = time.time() + LEAD_S
+        records = uvloop.run(Generator(plan, "127.0.0.1", self._port, begin).run())
+        wrong = [record for record in records if record.error or record.tokens == 0 or not record.chunks]
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} of {len(records)} answers are not complete, as in {wrong[0]}")
+        order = sorted(range(len(records)), key=lambda number: records[number].sent)
+        marks = dict(zip(order, self._records(wall), strict=True))
+        return [
+            Seen(arrival, *marks[number], record.chunks[0], tuple(record.chunks), record.end)
+            for number, (arrival, record) in enumerate(zip(arrivals, records, strict=True))
+        ]
+
+    def _records(self, wall: float) -> list[tuple[float, float, float]]:
+        """When jobs were created, started and finished, in the order of their creation; then they are forgotten."""
+        names = list(self._store.scan_iter(key("job", "*"), count=1000))
+        rows = [self._store.hmget(name, "created", "started", "finished") for name in names]
+        self._store.delete(*names)
+        return sorted(tuple(int(text) / 1000 - wall for text in row) for row in rows)  # type: ignore[misc, union-attr]
+
+
+@contextmanager
+def real_pool(folder: Path, lanes: int) -> Iterator[Real]:
+    """A pool in `folder` with one worker of so many lanes, ended afterwards."""
+    system = penstock(Pool(lanes=lanes, max_waiting=100_000), toy_model.save(folder))
+    with running(system, folder / "pool") as pool:
+        command = psutil.Process(pool.roles["redis"]).cmdline()
+        # Redis shows its address as its title.
+        port = int(command[command.index("--port") + 1]) if "--port" in command else int(command[0].split(":")[-1])
+        with redis.Redis(port=port, decode_responses=True) as store:
+            store.delete(*(store.keys(key("job", "*")) or ["-"]))
+            yield Real(pool.port, store)
