@@ -18,9 +18,9 @@ import numpy as np
 
 from bench.servers import own_redis
 from bench.simulate_engine import StepCost
+from bench.simulate_job import Delays
 from bench.simulate_line import Line
 from bench.simulate_load import Arrival, poisson
-from bench.simulate_job import Delays
 from bench.simulate_pool import Pool
 from bench.simulate_real import Real, Seen
 from bench.simulate_report import percentile
@@ -50,13 +50,14 @@ def calibrate(real: Real, cost: StepCost) -> Calibration:
     crowd = real.play([Arrival(0.0, PROMPT, 24 + number % 48) for number in range(3 * cost.lanes)])
     starts = sorted(each.started for each in crowd)[cost.lanes :]
     ends = sorted(each.finished for each in crowd)[: len(starts)]
+    claim = statistics.median(each.started - each.created for each in singles)
     prefill = cost.run(1, 0, 0, PROMPT)
     delays = Delays(
         submit=statistics.median(each.created - each.arrival.at for each in singles),
         submit_gap=_gap([each.created for each in crowd]),
-        claim=statistics.median(each.started - each.created for each in singles),
+        claim=claim,
         ticket_gap=_gap([each.started for each in full]),
-        free=max(0.001, statistics.median(start - end for start, end in zip(starts, ends, strict=True))),
+        free=max(0.0, statistics.median(start - end for start, end in zip(starts, ends, strict=True)) - claim),
         relay=max(0.0, statistics.median(each.first - each.started for each in singles) - prefill),
     )
     return Calibration(delays, cost, fixed, sequence)
@@ -76,6 +77,8 @@ def _extra(cost: StepCost, runs: dict[int, list[Seen]]) -> tuple[float, float]:
         more.append(pace - cost.run(1, size, keys))
     weights = np.array([1 / cost.run(1, size, 0) for size in runs])
     found, *_ = np.linalg.lstsq(np.array(parts) * weights[:, None], np.array(more) * weights, rcond=None)
+    if found[1] < 0:
+        found = np.array([np.average(more, weights=weights), 0.0])
     return float(found[0]), float(found[1])
 
 
@@ -88,8 +91,11 @@ def _single_pace(seen: list[Seen]) -> tuple[float, float]:
 def _burst_pace(seen: list[Seen]) -> tuple[float, float]:
     """The same of a burst, from its last first token to its first last one."""
     begin, end = max(each.first for each in seen), min(each.chunks[-1] for each in seen)
-    made = [sum(begin < at <= end for at in each.chunks) for each in seen]
-    before = [sum(at <= begin for at in each.chunks) for each in seen]
+    made, before = [], []
+    for each in seen:
+        tokens = each.arrival.answer / len(each.chunks)  # of one chunk: a relay in arrears joins some
+        made.append(tokens * sum(begin < at <= end for at in each.chunks))
+        before.append(tokens * sum(at <= begin for at in each.chunks))
     keys = sum(PROMPT + done + new / 2 for done, new in zip(before, made, strict=True))
     return (end - begin) / statistics.mean(made), keys
 
@@ -141,7 +147,7 @@ def calibration_rows(found: Calibration) -> Iterator[str]:
         "submit_gap": "between two requests at one API process",
         "claim": "from being in line, a lane free, until it is claimed",
         "ticket_gap": "between two tickets at one worker",
-        "free": "from an answer's end until its lane has claimed again",
+        "free": "from an answer's end until its lane asks for a ticket",
         "relay": "from the end of a step until the client has its token",
     }
     for name, seconds in asdict(found.delays).items():

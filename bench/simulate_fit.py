@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from bench.simulate_engine import Batch, Sequence, StepCost
 
 #: Sequences at once, tokens of each prompt, tokens of each answer.
@@ -99,6 +100,7 @@ def fit(steps: list[Step], lanes: int = 64) -> Fit:
 def measured_fit(rounds: int = 5, threads: int = 1, shape: str = "llama-s", lanes: int = 64) -> Fit:
     """Of the engine "transformers" on a random model of `contenders.SHAPES`."""
     import torch
+
     from bench.contenders import Ours, random_model
 
     torch.set_num_threads(threads)

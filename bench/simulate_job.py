@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 from bench.simulate_engine import Engine, Sequence, StepCost
+from bench.simulate_line import Row
 from bench.simulate_load import Arrival
 from tasks.jobs import JobSpec
 from tasks.ledger import Claim
+from tasks.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,28 @@ class Job:
     entries: int = 0  # of this attempt, logged
     logged: int = 0  # tokens of all attempts
     verdicts: list[str] = field(default_factory=list)  # the line's, when the job ended
+
+    @property
+    def id(self) -> str:
+        """As the line knows it."""
+        return f"job_{self.number}"
+
+    def spec(self) -> JobSpec:
+        """What is submitted."""
+        asked = self.arrival
+        return Spec(
+            self.id, "completion", f"cell-{self.cell}", ((asked.prompt,),),
+            Sampling(max_tokens=asked.limit or asked.answer, seed=0), tenant=asked.tenant, priority=asked.priority,
+        )  # fmt: skip
+
+    def row(self, tokens: int, last: bool) -> Row:
+        """What is new since the last row of a running job, which now has so many tokens over all attempts."""
+        assert self.claim is not None
+        row = Row(self.claim, self.entries, tokens - self.logged, last)
+        if not last:
+            self.entries += 1
+            self.logged = tokens
+        return row
 
 
 class Worker:

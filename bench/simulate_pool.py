@@ -10,19 +10,18 @@ has waited longest, which needs `ticket_gap` before it can take the next.
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
+from bench.simulate_clock import Clock
 from bench.simulate_engine import Sequence, StepCost
-from bench.simulate_job import Delays, Job, Spec, Worker
-from bench.simulate_line import Line, Row
+from bench.simulate_job import Delays, Job, Worker
+from bench.simulate_line import Line
 from bench.simulate_load import Arrival
 from tasks.ledger import Claim
-from tasks.sampling import Sampling
 
 Routing = Literal["random", "least"]
 #: step.lua's own term, and a little for the ticket to be taken.
@@ -46,7 +45,7 @@ class Pool:
         limit: int = 10**9,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        self._line, self._cost, self._delays, self._window = line, cost, delays, window
+        self._line, self._delays, self._clock = line, delays, Clock(window)
         self._routing, self._limit, self._tell = routing, limit, tell
         self._rng = random.Random(seed)
         self.workers = [Worker(number, number % cells, cost) for number in range(workers)]
@@ -60,56 +59,47 @@ class Pool:
         self._tickets = [0] * cells
         self._waiting = [0] * cells
         self._api_free = [0.0] * cells
-        self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._count = 0
-        self._floor = 0.0  # nothing can be scheduled before
-        self.now = 0.0
         self.jobs: list[Job] = []
         self.order: list[int] = []  # job numbers as they were claimed
         self._live: dict[str, Job] = {}
 
-    def run(self, arrivals: Iterable[Arrival], until: float = math.inf) -> list[Job]:
-        """All jobs, those refused included, after the last has ended or at `until`."""
-        for arrival in arrivals:
-            job = Job(len(self.jobs), arrival)
-            self.jobs.append(job)
-            self._at(arrival.at + self._delays.submit, self._arrive, job)
-        windows, ended = 0, 0
-        while (self._events or self._line.pending) and self.now < until:
-            self._play_window()
+    def run(self, arrivals: Iterable[Arrival]) -> list[Job]:
+        """Play arrivals, given in the order of their times, until all jobs have ended; those refused are among them."""
+        coming = iter(arrivals)
+        self._await_arrival(coming)
+        windows = 0
+        while self._clock or self._line.pending:
+            self._clock.play_window()
+            if self._line.pending:
+                self._line.flush(self._clock.now)
             windows += 1
-            if self._tell is not None and windows % 1000 == 0:
-                ended = len(self.jobs) - len(self._live)
-                self._tell(f"{self.now:.1f} s simulated, {ended} of {len(self.jobs)} jobs not in the pool")
+            if self._tell is not None and windows % 500 == 0:
+                over = len(self.jobs) - len(self._live)
+                self._tell(f"{self._clock.now:8.2f} s simulated, {over} of {len(self.jobs)} jobs that came are over")
         return self.jobs
 
     def tickets(self, cell: int) -> int:
         """Tickets on the cell's queue, as the model has it."""
         return self._tickets[cell]
 
-    def _play_window(self) -> None:
-        first = self._events[0][0] if self._events else self.now
-        end = max((math.floor(first / self._window) + 1) * self._window, math.nextafter(first, math.inf))
-        while self._events and self._events[0][0] < end:
-            self.now, _, act, subject = heapq.heappop(self._events)
-            act(subject)
-        self.now = self._floor = end
-        if self._line.pending:
-            self._line.flush(end)
-
-    def _at(self, time: float, act: Callable[[Any], None], subject: Any) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (max(time, self._floor), self._count, act, subject))
-
     # --- the API ---
 
-    def _arrive(self, job: Job) -> None:
-        job.cell = self._route()
-        start = max(self.now, self._api_free[job.cell])
+    def _await_arrival(self, coming: Iterator[Arrival]) -> None:
+        arrival = next(coming, None)
+        if arrival is not None:
+            self._clock.at(arrival.at + self._delays.submit, self._arrive, (arrival, coming))
+
+    def _arrive(self, of: tuple[Arrival, Iterator[Arrival]]) -> None:
+        arrival, coming = of
+        self._await_arrival(coming)
+        job = Job(len(self.jobs), arrival, self._route())
+        self.jobs.append(job)
+        now = self._clock.now
+        start = max(now, self._api_free[job.cell])
         self._api_free[job.cell] = start + self._delays.submit_gap
         self._waiting[job.cell] += 1
-        if start > self.now:
-            self._at(start, self._submit, job)
+        if start > now:
+            self._clock.at(start, self._submit, job)
         else:
             self._submit(job)
 
@@ -121,12 +111,8 @@ class Pool:
         return self._waiting.index(min(self._waiting))
 
     def _submit(self, job: Job) -> None:
-        arrival, submitted = job.arrival, self.now
-        spec = Spec(
-            f"job_{job.number}", "completion", f"cell-{job.cell}", ((arrival.prompt,),),
-            Sampling(max_tokens=arrival.limit or arrival.answer, seed=0), tenant=arrival.tenant,
-            priority=arrival.priority,
-        )  # fmt: skip
+        submitted = self._clock.now
+        spec = job.spec()
 
         def accepted(position: int | None) -> None:
             if position is None:
@@ -136,10 +122,10 @@ class Pool:
             self._live[spec.id] = job
             self._tickets[job.cell] += 1
             self._match(job.cell, submitted)
-            if arrival.priority == "interactive":
+            if job.arrival.priority == "interactive":
                 self._urgent[job.cell] += 1
                 if self._urgent[job.cell] == 1:
-                    self._at(submitted + YIELD_AFTER, self._press, job.cell)
+                    self._clock.at(submitted + YIELD_AFTER, self._press, job.cell)
 
         self._line.submit(spec, self._limit, accepted)
 
@@ -151,22 +137,22 @@ class Pool:
             worker = idle.popleft()
             self._tickets[cell] -= 1
             worker.free -= 1
-            self._at(time + self._delays.claim, self._claim, worker)
-            self._at(time + self._delays.ticket_gap, self._ask, worker)
+            self._clock.at(time + self._delays.claim, self._claim, worker)
+            self._clock.at(time + self._delays.ticket_gap, self._ask, worker)
 
     def _ask(self, worker: Worker) -> None:
         """The worker takes the next ticket, if it has a lane for it."""
         worker.asks = worker.free > 0
         if worker.asks:
             self._idle[worker.cell].append(worker)
-            self._match(worker.cell, self.now)
+            self._match(worker.cell, self._clock.now)
 
     def _claim(self, worker: Worker) -> None:
         def answered(claim: Claim | None) -> None:
             if claim is None:
                 return self._free(worker)
             job = self._live[claim.spec.id]
-            job.claim, job.claimed, job.entries = claim, self.now, 0
+            job.claim, job.claimed, job.entries = claim, self._clock.now, 0
             job.attempts += 1
             self.order.append(job.number)
             self._waiting[worker.cell] -= 1
@@ -175,7 +161,7 @@ class Pool:
             worker.jobs[job.sequence] = job
             if job.arrival.priority == "batch":
                 worker.batch[job] = None
-            if worker.engine.add(job.sequence, self.now):
+            if worker.engine.add(job.sequence, self._clock.now):
                 self._await_engine(worker)
 
         self._line.claim(f"cell-{worker.cell}", f"worker-{worker.number}", answered)
@@ -189,7 +175,7 @@ class Pool:
 
     def _await_engine(self, worker: Worker) -> None:
         worker.version += 1
-        self._at(worker.engine.due, self._steps_over, (worker, worker.version))
+        self._clock.at(worker.engine.due, self._steps_over, (worker, worker.version))
 
     def _steps_over(self, of: tuple[Worker, int]) -> None:
         worker, version = of
@@ -212,24 +198,15 @@ class Pool:
                 if verdict == "ok":  # else it had to yield in the same moment, and runs again
                     job.verdicts.append(verdict)
                     job.ended = ended
-                    del self._live[f"job_{job.number}"]
-                    self._line.forget(f"job_{job.number}")
+                    del self._live[job.id]
+                    self._line.forget(job.id)
 
-        ended = self.now
+        ended = self._clock.now
         for job in jobs:
             worker.batch.pop(job, None)
-        self._line.step([self._row(job, job.arrival.answer, True) for job in jobs], worker.free == 0, answered)
+        self._line.step([job.row(job.arrival.answer, True) for job in jobs], worker.free == 0, answered)
         for _ in jobs:
-            self._at(ended + self._delays.free, self._free, worker)
-
-    def _row(self, job: Job, tokens: int, last: bool) -> Row:
-        """What is new of a job that has so many tokens over all attempts."""
-        assert job.claim is not None
-        row = Row(job.claim, job.entries, tokens - job.logged, last)
-        if not last:
-            job.entries += 1
-            job.logged = tokens
-        return row
+            self._clock.at(ended + self._delays.free, self._free, worker)
 
     # --- batch jobs yield ---
 
@@ -246,11 +223,11 @@ class Pool:
             if told:
                 self._tell_of(worker, told)
                 break
-        self._at(self.now + max(self._window, self._step_s / len(workers)), self._press, cell)
+        self._clock.at(self._clock.now + max(self._clock.window, self._step_s / len(workers)), self._press, cell)
 
     def _made(self, worker: Worker, job: Job) -> int:
         assert job.sequence is not None
-        return job.arrival.answer - job.sequence.answer + worker.engine.made(job.sequence, self.now)
+        return job.arrival.answer - job.sequence.answer + worker.engine.made(job.sequence, self._clock.now)
 
     def _tell_of(self, worker: Worker, told: list[tuple[Job, int]]) -> None:
         def answered(verdicts: list[str]) -> None:
@@ -258,7 +235,7 @@ class Pool:
                 if verdict == "yield":
                     self._yield(worker, job)
 
-        self._line.step([self._row(job, made, False) for job, made in told], True, answered)
+        self._line.step([job.row(made, False) for job, made in told], True, answered)
 
     def _yield(self, worker: Worker, job: Job) -> None:
         self.yields += 1
@@ -266,6 +243,6 @@ class Pool:
         self._tickets[worker.cell] += 1
         if job.sequence in worker.jobs:
             del worker.jobs[job.sequence], worker.batch[job]
-            if worker.engine.remove(job.sequence, self.now):
+            if worker.engine.remove(job.sequence, self._clock.now):
                 self._await_engine(worker)
-            self._at(self.now + self._delays.free, self._free, worker)
+            self._clock.at(self._clock.now + self._delays.free, self._free, worker)

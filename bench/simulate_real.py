@@ -54,9 +54,7 @@ class Real:
         """Send them at their times, wait for the last answer. Raises if one is not complete."""
         rng = random.Random(seed)
         arrivals = list(arrivals)
-        bodies = iter(
-            chat(toy_model.NAME, words(rng, each.prompt), each.answer, ignore_eos=True) for each in arrivals
-        )
+        bodies = iter(chat(toy_model.NAME, words(rng, each.prompt), each.answer, ignore_eos=True) for each in arrivals)
         plan = open_loop("model", [each.at for each in arrivals], 0.0, lambda: next(bodies), 300.0)
         begin = time.monotonic() + LEAD_S
         wall = time.time() + LEAD_S
