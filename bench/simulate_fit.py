@@ -93,7 +93,8 @@ def fit(steps: list[Step], lanes: int = 64) -> Fit:
     constants = np.zeros(4)
     constants[used] = found
     errors = np.abs(parts @ constants / seconds - 1)
-    cost = StepCost(*(float(each) for each in constants), budget=BUDGET, lanes=lanes)
+    fixed, sequence, prompt, context = constants.tolist()
+    cost = StepCost(fixed, sequence, prompt, context, BUDGET, lanes)
     return Fit(cost, float(np.median(errors)), float(np.quantile(errors, 0.9)), len(steps))
 
 

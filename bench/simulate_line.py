@@ -22,7 +22,7 @@ from tasks.events import Delta, End, encode
 from tasks.jobs import JobSpec
 from tasks.keys import key, queue_of
 from tasks.ledger import Claim, JobLedger, Write
-from tasks.settings import Settings
+from tasks.settings import Settings, load_settings
 from tasks.store import JobStore
 
 CLOCK = "simulate:now"
@@ -87,7 +87,7 @@ class Line:
     """Submit, claim, end, preempt and reap, in simulated time. `then` gets what the product's verb returns."""
 
     def __init__(self, url: str, settings: Settings | None = None) -> None:
-        settings = settings or Settings(lease_s=1e6)  # nobody renews here, so a lease must outlast the simulation
+        settings = settings or load_settings(lease_s=1e6)  # nobody renews here, so a lease must outlast the simulation
         self._redis = redis.Redis.from_url(url, decode_responses=True)
         self._redis.config_set("appendonly", "no")
         self._shas = {name: self._redis.script_load(simulated_source(name)) for name in lua.NAMES}
@@ -134,7 +134,7 @@ class Line:
     def flush(self, now: float) -> None:
         """Send all that was asked for, at `now` seconds of simulated time, in this order; then hand out the answers."""
         calls, self._calls = self._calls, []
-        pipe = self._redis.pipeline(transaction=False)
+        pipe: Any = self._redis.pipeline(transaction=False)
         pipe.set(CLOCK, EPOCH_MS + int(now * 1000))
         for name, args, _ in calls:
             command = (name,) if name.isupper() else ("EVALSHA", self._shas[name], 0)
@@ -145,7 +145,12 @@ class Line:
 
     def tickets(self, model: str) -> int:
         """How many lie on the model's queue."""
-        return int(self._redis.llen(queue_of(model)))  # type: ignore[arg-type]
+        return int(self._redis.llen(queue_of(model)))
+
+    def script_us(self) -> float:
+        """Microseconds that Redis has spent in scripts so far."""
+        spent: Any = self._redis.info("commandstats")
+        return float(spent["cmdstat_evalsha"]["usec"])
 
     def close(self) -> None:
         """Close the connection."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import redis
@@ -72,9 +73,9 @@ class Real:
     def _records(self, wall: float) -> list[tuple[float, float, float]]:
         """When jobs were created, started and finished, in the order of their creation; then they are forgotten."""
         names = list(self._store.scan_iter(key("job", "*"), count=1000))
-        rows = [self._store.hmget(name, "created", "started", "finished") for name in names]
+        rows: list[Any] = [self._store.hmget(name, ["created", "started", "finished"]) for name in names]
         self._store.delete(*names)
-        return sorted(tuple(int(text) / 1000 - wall for text in row) for row in rows)  # type: ignore[misc, union-attr]
+        return sorted((int(row[0]) / 1000 - wall, int(row[1]) / 1000 - wall, int(row[2]) / 1000 - wall) for row in rows)
 
 
 @contextmanager
