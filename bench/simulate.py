@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -35,13 +36,15 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     from bench.simulate_fit import measured_fit, rows
     from bench.simulate_real import real_pool
 
-    if options.json and options.json.exists():
-        cost = StepCost(**json.loads(options.json.read_text()))
+    if options.step_ms:
+        cost = StepCost(options.step_ms / 1000, 0.0, 0.0, budget=10**6, lanes=options.lanes)
+    elif options.json and options.json.exists():
+        cost = replace(StepCost(**json.loads(options.json.read_text())), lanes=options.lanes)
     else:
         found = measured_fit(options.rounds, lanes=options.lanes)
         cost = found.cost
         yield from rows(found)
-    with tempfile.TemporaryDirectory() as folder, real_pool(Path(folder), options.lanes) as real:
+    with tempfile.TemporaryDirectory() as folder, real_pool(Path(folder), options.lanes, options.step_ms) as real:
         known = checks.calibrate(real, cost)
         yield ""
         yield from checks.calibration_rows(known)
@@ -99,6 +102,7 @@ def _options(command: argparse.ArgumentParser, name: str) -> None:
         add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one comparison each (default 1 2 3)")
         add("--rate", type=float, default=8.0, help="requests per second (default 8)")
         add("--seconds", type=float, default=20.0, help="of arrivals (default 20)")
+        add("--step-ms", type=int, default=0, help="the scripted engine with such steps: checks all but the fit")
         add("--burst", type=int, default=48, help="requests at once in the middle (default 48)")
     if name in ("million", "loads", "cells"):
         add("--gpus", type=int, default=1000 if name == "million" else 128, help="workers")

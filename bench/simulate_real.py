@@ -45,17 +45,19 @@ class Seen:
 
 
 class Real:
-    """A pool that answers."""
+    """A pool that answers. `step_ms`: what a step of the scripted engine takes; 0: it is the random model."""
 
-    def __init__(self, port: int, store: redis.Redis) -> None:
+    def __init__(self, port: int, model: str, store: redis.Redis, step_ms: int) -> None:
         self._port = port
+        self._model = model
         self._store = store
+        self._step_ms = step_ms
 
     def play(self, arrivals: Iterable[Arrival], seed: int = 0) -> list[Seen]:
         """Send them at their times, wait for the last answer. Raises if one is not complete."""
         rng = random.Random(seed)
         arrivals = list(arrivals)
-        bodies = iter(chat(toy_model.NAME, words(rng, each.prompt), each.answer, ignore_eos=True) for each in arrivals)
+        bodies = iter([chat(self._model, self._text(rng, each), each.answer, ignore_eos=True) for each in arrivals])
         plan = open_loop("model", [each.at for each in arrivals], 0.0, lambda: next(bodies), 300.0)
         begin = time.monotonic() + LEAD_S
         wall = time.time() + LEAD_S
@@ -70,6 +72,9 @@ class Real:
             for number, (arrival, record) in enumerate(zip(arrivals, records, strict=True))
         ]
 
+    def _text(self, rng: random.Random, asked: Arrival) -> str:
+        return f"[tokens={asked.answer}] [step_ms={self._step_ms}]" if self._step_ms else words(rng, asked.prompt)
+
     def _records(self, wall: float) -> list[tuple[float, float, float]]:
         """When jobs were created, started and finished, in the order of their creation; then they are forgotten."""
         names = list(self._store.scan_iter(key("job", "*"), count=1000))
@@ -79,13 +84,19 @@ class Real:
 
 
 @contextmanager
-def real_pool(folder: Path, lanes: int) -> Iterator[Real]:
+def real_pool(folder: Path, lanes: int, step_ms: int = 0) -> Iterator[Real]:
     """A pool in `folder` with one worker of so many lanes, ended afterwards."""
-    system = penstock(Pool(lanes=lanes, max_waiting=100_000), toy_model.save(folder))
-    with running(system, folder / "pool") as pool:
-        command = psutil.Process(pool.roles["redis"]).cmdline()
-        # Redis shows its address as its title.
-        port = int(command[command.index("--port") + 1]) if "--port" in command else int(command[0].split(":")[-1])
-        with redis.Redis(port=port, decode_responses=True) as store:
-            store.delete(*(store.keys(key("job", "*")) or ["-"]))
-            yield Real(pool.port, store)
+    shape = Pool(lanes=lanes, max_waiting=100_000, fake=bool(step_ms))
+    system = penstock(shape, folder if step_ms else toy_model.save(folder))
+    with (
+        running(system, folder / "pool") as pool,
+        redis.Redis(port=_redis_port(pool.roles["redis"]), decode_responses=True) as store,
+    ):
+        store.delete(*(store.keys(key("job", "*")) or ["-"]))  # of the chat that showed that it answers
+        yield Real(pool.port, pool.model, store, step_ms)
+
+
+def _redis_port(pid: int) -> int:
+    """Of a running server, which shows its address as its command line."""
+    command = psutil.Process(pid).cmdline()
+    return int(command[command.index("--port") + 1] if "--port" in command else command[0].rpartition(":")[2])

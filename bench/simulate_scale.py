@@ -101,7 +101,7 @@ def million(gpus: int, jobs: int, names: Sequence[str], redis: tuple[float, floa
         for key in ("priority", "tenant"):
             for group, found in groups(ran.jobs, key):
                 tails.append(f"{name} | {group} | {len(found)} | {Tail.of(found, DELAYS.relay).cells()}")
-        fair += [f"{name} | {band} | {fairness(found):.3f}" for band, found in groups(ran.jobs, "priority")]
+        fair += [f"{name} | {band} | {fairness(found, 1.0):.3f}" for band, found in groups(ran.jobs, "priority")]
     yield f"{gpus} GPUs of {GPUS['middle'].lanes} lanes, {jobs} jobs within one second:\n"
     head = (
         "steps | drain s | jobs/s | tokens/s | step calls/s | engines busy | yields | Redis µs per job | simulated in s"
@@ -115,12 +115,12 @@ def million(gpus: int, jobs: int, names: Sequence[str], redis: tuple[float, floa
     yield from table("steps | band | Jain's index", fair)
 
 
-def fairness(jobs: Sequence[Job]) -> float:
+def fairness(jobs: Sequence[Job], since: float) -> float:
     """Jain's index over tenants of the tokens that they were given while all of them had jobs in line, of one band."""
     tenants = [found for _, found in groups(jobs, "tenant")]
     until = min(max(job.claimed for job in found) for found in tenants)
     return jain([
-        float(sum(job.arrival.prompt + job.arrival.answer for job in found if job.claimed <= until))
+        float(sum(job.arrival.prompt + job.arrival.answer for job in found if since < job.claimed <= until))
         for found in tenants
     ])  # fmt: skip
 
