@@ -54,6 +54,7 @@ class Pool:
             self._idle[worker.cell].append(worker)
         self._cells = [list(idle) for idle in self._idle]
         self._urgent = [0] * cells  # interactive jobs in line
+        self._pressing = [False] * cells
         self._step_s = cost.run(1, cost.lanes, 0)
         self.yields = 0
         self._tickets = [0] * cells
@@ -124,7 +125,8 @@ class Pool:
             self._match(job.cell, submitted)
             if job.arrival.priority == "interactive":
                 self._urgent[job.cell] += 1
-                if self._urgent[job.cell] == 1:
+                if not self._pressing[job.cell]:
+                    self._pressing[job.cell] = True
                     self._clock.at(submitted + YIELD_AFTER, self._press, job.cell)
 
         self._line.submit(spec, self._limit, accepted)
@@ -212,7 +214,8 @@ class Pool:
 
     def _press(self, cell: int) -> None:
         """Interactive jobs have no lane: a worker that is full tells of its batch jobs, as it does after every step."""
-        if not self._urgent[cell]:
+        self._pressing[cell] = self._urgent[cell] > 0
+        if not self._pressing[cell]:
             return
         workers = self._cells[cell]
         for worker in self._rng.sample(workers, min(4, len(workers))):
