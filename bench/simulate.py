@@ -12,6 +12,7 @@ Each prints Markdown; docs/scaling.md says what it means. Progress goes to stder
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 from collections.abc import Iterator
@@ -122,6 +123,7 @@ def _options(command: argparse.ArgumentParser, name: str) -> None:
 def main() -> None:
     """Print what was asked for."""
     options = _parser().parse_args()
+    gc.set_threshold(200_000, 50, 1000)  # a million jobs live at once, and none of them in a cycle
     for row in options.run(options):
         print(row, flush=True)
 

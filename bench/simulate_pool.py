@@ -23,7 +23,8 @@ from bench.simulate_line import Line
 from bench.simulate_load import Arrival
 from tasks.ledger import Claim
 
-Routing = Literal["random", "least"]
+#: Where a load balancer sends a request: anywhere, to the shortest line, or where the fewest requests are.
+Routing = Literal["random", "waiting", "present"]
 #: step.lua's own term, and a little for the ticket to be taken.
 YIELD_AFTER = 0.021
 
@@ -58,7 +59,7 @@ class Pool:
         self._step_s = cost.run(1, cost.lanes, 0)
         self.yields = 0
         self._tickets = [0] * cells
-        self._waiting = [0] * cells
+        self._waiting, self._present = [0] * cells, [0] * cells
         self._api_free = [0.0] * cells
         self.jobs: list[Job] = []
         self.order: list[int] = []  # job numbers as they were claimed
@@ -75,8 +76,9 @@ class Pool:
                 self._line.flush(self._clock.now)
             windows += 1
             if self._tell is not None and windows % 500 == 0:
-                over = len(self.jobs) - len(self._live)
-                self._tell(f"{self._clock.now:8.2f} s simulated, {over} of {len(self.jobs)} jobs that came are over")
+                self._tell(
+                    f"{self._clock.now:8.2f} s simulated, {len(self.jobs)} jobs came, {len(self._live)} are there"
+                )
         return self.jobs
 
     def tickets(self, cell: int) -> int:
@@ -99,17 +101,13 @@ class Pool:
         start = max(now, self._api_free[job.cell])
         self._api_free[job.cell] = start + self._delays.submit_gap
         self._waiting[job.cell] += 1
-        if start > now:
-            self._clock.at(start, self._submit, job)
-        else:
-            self._submit(job)
+        self._present[job.cell] += 1
+        self._clock.at(start, self._submit, job)
 
     def _route(self) -> int:
-        if len(self._tickets) == 1:
-            return 0
-        if self._routing == "random":
-            return self._rng.randrange(len(self._tickets))
-        return self._waiting.index(min(self._waiting))
+        counts = self._waiting if self._routing == "waiting" else self._present
+        least = max(counts) if self._routing == "random" else min(counts)
+        return self._rng.choice([cell for cell, count in enumerate(counts) if count <= least])
 
     def _submit(self, job: Job) -> None:
         submitted = self._clock.now
@@ -118,6 +116,7 @@ class Pool:
         def accepted(position: int | None) -> None:
             if position is None:
                 self._waiting[job.cell] -= 1
+                self._present[job.cell] -= 1
                 return
             job.position, job.submitted = position, submitted
             self._live[spec.id] = job
@@ -200,6 +199,7 @@ class Pool:
                 if verdict == "ok":  # else it had to yield in the same moment, and runs again
                     job.verdicts.append(verdict)
                     job.ended = ended
+                    self._present[job.cell] -= 1
                     del self._live[job.id]
                     self._line.forget(job.id)
 
@@ -214,15 +214,14 @@ class Pool:
 
     def _press(self, cell: int) -> None:
         """Interactive jobs have no lane: a worker that is full tells of its batch jobs, as it does after every step."""
-        self._pressing[cell] = self._urgent[cell] > 0
-        if not self._pressing[cell]:
+        if not self._urgent[cell]:
+            self._pressing[cell] = False
             return
         workers = self._cells[cell]
         for worker in self._rng.sample(workers, min(4, len(workers))):
             if worker.free or not worker.batch:
                 continue
-            told = [(job, self._made(worker, job)) for job in worker.batch]
-            told = [(job, made) for job, made in told if made > job.logged]
+            told = [(job, made) for job in worker.batch if (made := self._made(worker, job)) > job.logged]
             if told:
                 self._tell_of(worker, told)
                 break

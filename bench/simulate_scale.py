@@ -33,7 +33,11 @@ LENGTHS = Lengths(most=1024)
 #: Network and processes of a real site, assumed: the API's part is divided among many processes.
 DELAYS = Delays(submit=0.005, submit_gap=0.0, claim=0.005, ticket_gap=0.003, free=0.003, relay=0.005)
 WINDOW = 0.005
-ROUTINGS: tuple[Routing, ...] = ("random", "least")
+ROUTINGS: dict[Routing, str] = {
+    "random": "at random",
+    "waiting": "to the shortest line",
+    "present": "to the fewest requests",
+}
 
 
 @dataclass(frozen=True)
@@ -158,17 +162,14 @@ def cells(
     """The same GPUs as one line, and as cells behind a load balancer."""
     cost, rows = GPUS[steps], []
     rate = share * capacity(cost, LENGTHS) * gpus
-    series: dict[str, list[float]] = {"random p99": [], "least p99": []}
+    series: dict[str, list[float]] = {}
     for count in counts:
-        for routing in ROUTINGS:
-            if count == 1 and routing == "least":
-                series["least p99"].append(series["random p99"][0])
-                continue
+        for routing, how in ROUTINGS.items() if count > 1 else (("random", "-"),):
             ran = simulate(cost, gpus, poisson(random.Random(5), rate, seconds), cells=count, routing=routing)
             counted = [job for job in ran.jobs if job.arrival.at > seconds / 3]
             tail = Tail.of(counted, DELAYS.relay)
-            series[f"{routing} p99"].append(tail.p99)
-            how = "-" if count == 1 else "at random" if routing == "random" else "to the shortest line"
+            for name in [how] if count > 1 else ROUTINGS.values():
+                series.setdefault(name, []).append(tail.p99)
             rows.append(f"{count} | {gpus // count} | {how} | {len(counted)} | {tail.cells()}")
     yield f"{gpus} GPUs, steps `{steps}`, load {share:.0%}, {seconds:.0f} s of arrivals:\n"
     yield from table("cells | GPUs each | a request goes | jobs | TTFT p50 s | p99 s | p99.9 s", rows)
