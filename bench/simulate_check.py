@@ -1,8 +1,8 @@
 """Calibrates the model on a real pool, then checks it on runs that it was not calibrated on.
 
-Calibration: single requests, and bursts of several sizes, all of one length. They give the delays around line and engine,
-and what a step costs more in a pool, where five processes share the machine, than in a process of its own. The check has
-arrivals of its own: Poisson, prompts and answers of many lengths, and a burst in the middle.
+Calibration: bursts of several sizes give what a step costs more in a pool, where five processes share the machine, than
+in a process of its own; requests that come while half of the lanes are busy give the delays around line and engine. The
+check has arrivals of its own: Poisson, prompts and answers of many lengths, and a burst in the middle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.simulate_pool import Pool
 from bench.simulate_real import Real, Seen
 from bench.simulate_report import percentile
 
-PROMPT, ANSWER = 48, 96
+PROMPT, ANSWER, LONG = 48, 96, 300
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,19 @@ def calibrate(real: Real, cost: StepCost) -> Calibration:
     crowd = real.play([Arrival(0.0, PROMPT, 24 + number % 48) for number in range(3 * cost.lanes)])
     starts = sorted(each.started for each in crowd)[cost.lanes :]
     ends = sorted(each.finished for each in crowd)[: len(starts)]
-    claim = statistics.median(each.started - each.created for each in singles)
-    prefill = cost.run(1, 0, 0, PROMPT)
+    half = cost.lanes // 2
+    busy = real.play([*[Arrival(0.0, PROMPT, LONG)] * half, *(Arrival(1.0 + n * 0.2, PROMPT, 8) for n in range(12))])
+    callers = [each for each in busy if each.arrival.at and each.finished < min(one.finished for one in busy[:half])]
+    claim = statistics.median(each.started - each.created for each in callers)
+    keys = half * (PROMPT + LONG / 2)
+    expected = cost.run(1, half, keys) / 2 + cost.run(1, half, keys, PROMPT)  # the rest of a step, then the prompt's
     delays = Delays(
-        submit=statistics.median(each.created - each.arrival.at for each in singles),
+        submit=statistics.median(each.created - each.arrival.at for each in callers),
         submit_gap=_gap([each.created for each in crowd]),
         claim=claim,
         ticket_gap=_gap([each.started for each in full]),
         free=max(0.0, statistics.median(start - end for start, end in zip(starts, ends, strict=True)) - claim),
-        relay=max(0.0, statistics.median(each.first - each.started for each in singles) - prefill),
+        relay=max(0.0, statistics.median(each.first - each.started for each in callers) - expected),
     )
     return Calibration(delays, cost, fixed, sequence)
 
