@@ -101,10 +101,10 @@ def _options(command: argparse.ArgumentParser, name: str) -> None:
         add("--json", type=Path, help="fit: write the constants here; check: read them, if the file exists")
     if name == "check":
         add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one comparison each (default 1 2 3)")
-        add("--rate", type=float, default=8.0, help="requests per second (default 8)")
-        add("--seconds", type=float, default=20.0, help="of arrivals (default 20)")
+        add("--rate", type=float, default=4.0, help="requests per second (default 4)")
+        add("--seconds", type=float, default=30.0, help="of arrivals (default 30)")
         add("--step-ms", type=int, default=0, help="the scripted engine with such steps: checks all but the fit")
-        add("--burst", type=int, default=48, help="requests at once in the middle (default 48)")
+        add("--burst", type=int, default=40, help="requests at once in the middle (default 40)")
     if name in ("million", "loads", "cells"):
         add("--gpus", type=int, default=1000 if name == "million" else 128, help="workers")
         add("--steps", nargs="+", default=["middle"], help="assumed steps: fast, middle, slow")
