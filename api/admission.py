@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from api.deps import Parts
 from api.pool import ModelView
 from api.prompts import Prompts
+from api.schemas import GenerationRequest
 from tasks.catalog import ModelEntry
 from tasks.errors import ErrorCode, PenstockError, QueueFull, Refused
-from tasks.jobs import JobSpec
+from tasks.jobs import BANDS, JobSpec, Priority
 from tasks.store import Submitted
 from tasks.tenants import Tenant
 
@@ -29,29 +30,32 @@ class Admitted:
     """A model that takes the request, and who asks."""
 
     tenant: Tenant
+    priority: Priority
     entry: ModelEntry
     view: ModelView
     prompts: Prompts
 
 
-async def admit(parts: Parts, tenant: Tenant, model: str, key: str, *, waits: bool) -> Admitted:
+async def admit(parts: Parts, tenant: Tenant, request: GenerationRequest, key: str, *, waits: bool) -> Admitted:
     """The model, if it takes a request now; `waits`: the job may wait for a worker. Raises `Refused` or `StoreDown`.
 
     Never refused for the pool's sake: a repeat, by its idempotency key, of what was accepted. `submit` finds the job.
     """
+    model = request.model
     entry = parts.catalog.get(model)
     if entry is None:
         text = f"the model {model!r} does not exist; GET /v1/models lists those that do"
         raise Refused(text, param="model", code=ErrorCode.MODEL_NOT_FOUND)
+    priority = _priority(request, tenant, "normal" if waits else "interactive")
     view = parts.pool.models[model]
-    if _refusal(entry, view, waits):
+    if _refusal(entry, view, priority, waits):
         await parts.pool.refresh(FRESH_S)
-        refusal = _refusal(entry, view, waits)
+        refusal = _refusal(entry, view, priority, waits)
         # Asked only now, so that nobody else pays for it. Without a profile there is no prompt to submit.
         if refusal and not (key and await parts.store.knows(tenant.name, key) and view.prompts):
             raise refusal
     assert view.prompts is not None
-    return Admitted(tenant, entry, view, view.prompts)
+    return Admitted(tenant, priority, entry, view, view.prompts)
 
 
 async def place(
@@ -73,13 +77,23 @@ async def place(
         raise QueueFull(full.message, admitted.view.retry_after_s()) from None
 
 
-def _refusal(entry: ModelEntry, view: ModelView, waits: bool) -> PenstockError | None:
+def _refusal(entry: ModelEntry, view: ModelView, priority: Priority, waits: bool) -> PenstockError | None:
     if view.prompts is None or not (waits or view.ready):
         return _reason(entry.name, view)
-    if view.line.waiting < entry.max_waiting:
+    before = view.line.before[BANDS[priority]]
+    if before < entry.max_waiting:
         return None
-    text = f"{view.line.waiting} jobs already wait for {entry.name}: try again later"
-    return QueueFull(text, view.retry_after_s())
+    return QueueFull(f"{before} jobs already wait for {entry.name}: try again later", view.retry_after_s())
+
+
+def _priority(request: GenerationRequest, tenant: Tenant, usual: Priority) -> Priority:
+    """What was asked for; else the usual one, if the tenant may have it."""
+    if request.priority is None:
+        return usual if tenant.may(usual) else tenant.max_priority
+    if not tenant.may(request.priority):
+        text = f"priority: {tenant.name} may ask for {tenant.max_priority} at most"
+        raise Refused(text, param="priority", code=ErrorCode.PRIORITY_NOT_ALLOWED)
+    return request.priority
 
 
 def _reason(model: str, view: ModelView) -> Refused:

@@ -13,8 +13,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from api.dialects import Dialect
-
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+from tasks.base62 import base62
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,7 @@ Piece = Said | Called | Argued
 def call_id(job: str, choice: int, index: int) -> str:
     """The id of a call: the same for everyone who reads the answer."""
     number = int.from_bytes(blake2b(f"{job}:{choice}:{index}".encode(), digest_size=18).digest(), "big")
-    digits = []
-    for _ in range(24):
-        number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
-    return "call_" + "".join(digits)
+    return "call_" + base62(number, 24)
 
 
 class CallReader:

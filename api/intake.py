@@ -12,10 +12,9 @@ from api.constraints import grammar_of
 from api.schemas import ChatJob, ChatRequest, CompletionJob, CompletionRequest, GenerationRequest
 from api.tools import use_of_tools
 from tasks.errors import ErrorCode, Refused
-from tasks.jobs import JobSpec, Priority, new_id
+from tasks.jobs import JobSpec, new_id
 from tasks.sampling import Grammar, Sampling
 from tasks.settings import Settings
-from tasks.tenants import Tenant
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -80,23 +79,13 @@ def _spec(
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         store=store,
-        priority=_priority(request, admitted.tenant, "normal" if job else "interactive"),
+        priority=admitted.priority,
         deadline_ms=max(1, int(request.deadline_s * 1000)) if request.deadline_s else None,
         retention_s=settings.retention_s if store else settings.retention_stream_s,
         tenant=admitted.tenant.name,
         request_id=request_id,
         metadata=dict(request.metadata or {}),
     )
-
-
-def _priority(request: GenerationRequest, tenant: Tenant, usual: Priority) -> Priority:
-    """What was asked for; else the usual one, if the tenant may have it."""
-    if request.priority is None:
-        return usual if tenant.may(usual) else tenant.max_priority
-    if not tenant.may(request.priority):
-        text = f"priority: {tenant.name} may ask for {tenant.max_priority} at most"
-        raise Refused(text, param="priority", code=ErrorCode.PRIORITY_NOT_ALLOWED)
-    return request.priority
 
 
 def _sampling(

@@ -106,7 +106,10 @@ def main() -> None:
     cpu = time.process_time()
     records = uvloop.run(generator.run())
     ran_s = time.monotonic() - spec["begin"]
-    json.dump({"records": [asdict(record) for record in records], "cpu_share": (time.process_time() - cpu) / ran_s}, sys.stdout)
+    json.dump(
+        {"records": [asdict(record) for record in records], "cpu_share": (time.process_time() - cpu) / ran_s},
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

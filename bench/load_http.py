@@ -13,6 +13,9 @@ from typing import Any, cast
 
 import httptools
 
+#: The client stopped waiting for the rest of an answer.
+GAVE_UP = "client gave up"
+
 
 @dataclass
 class Record:
@@ -45,7 +48,6 @@ class Exchange(asyncio.Protocol):
         self._done = done
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
-        self._said_done = False
         self._complete = False
         self._transport: asyncio.Transport | None = None
 
@@ -63,7 +65,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         record = self._record
-        if not record.error and not (self._complete and (self._said_done or record.status != 200)):
+        if not record.error and not (self._complete and record.finish):
             record.error = "cut off" if record.status == 200 else "closed without an answer"
         if record.end < 0:
             record.end = self._now()
@@ -103,8 +105,7 @@ class Exchange(asyncio.Protocol):
         self.close()
 
     def _take(self, data: bytes) -> None:
-        if data == b"[DONE]":
-            self._said_done = True
+        if data == b"[DONE]":  # not every server says it: an answer is complete with its finish reason
             return
         event = json.loads(data)
         record = self._record
@@ -145,7 +146,7 @@ async def ask(host: str, port: int, request: bytes, record: Record, begin: float
             await loop.create_connection(lambda: exchange, host, port)
             await done
     except TimeoutError:
-        record.error = "client gave up" if record.head >= 0 else "client gave up, no answer"
+        record.error = GAVE_UP if record.head >= 0 else "no answer in time"
         record.end = time.monotonic() - begin
         exchange.close()
     except OSError as error:

@@ -7,12 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from bench.load import Outcome
 from bench.load_http import Record
+from bench.usage import Used
 
 #: A first token that never came: its request was given up, cut off or failed.
 NEVER = math.inf
+#: The fields of a summary that are quantiles.
+QUANTILES = frozenset({"ttft", "gap", "tpot"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Summary:
     rejected: int
     errors: dict[str, int]
     within: int
+    good_until: float
     seconds: float
     tokens_per_s: float
     ttft: Quantiles
@@ -48,8 +53,8 @@ class Summary:
 
     @property
     def goodput(self) -> float:
-        """Requests per second that were answered within the deadline."""
-        return self.within / self.seconds
+        """Requests per second that were answered within the deadline, until the last of them was."""
+        return self.within / self.good_until if self.within else 0.0
 
     @property
     def good_share(self) -> float:
@@ -83,6 +88,7 @@ def summarise(outcome: Outcome, max_tokens: int, deadline_s: float) -> Summary:
     """One load. Tokens are counted until the plan's end, or a burst's last answer: not while a closed loop runs out."""
     records = outcome.records
     complete = [record for record in records if not record.error]
+    good = [record for record in complete if record.end - record.intended <= deadline_s]
     rejected = sum(record.status == 429 for record in records)
     last = max((record.chunks[-1] for record in records if record.chunks), default=0.0)
     seconds = outcome.plan.seconds or max(last, 0.001)
@@ -91,7 +97,8 @@ def summarise(outcome: Outcome, max_tokens: int, deadline_s: float) -> Summary:
         complete=len(complete),
         rejected=rejected,
         errors=dict(Counter(record.error for record in records if record.error)),
-        within=sum(record.end - record.intended <= deadline_s for record in complete),
+        within=len(good),
+        good_until=max([outcome.plan.seconds, *(record.end for record in good)]),
         seconds=seconds,
         tokens_per_s=sum(_tokens_until(record, max_tokens, seconds) for record in records) / seconds,
         ttft=quantiles([ttft(record) for record in records if record.status != 429]),
@@ -111,3 +118,23 @@ def _tokens_until(record: Record, asked: int, seconds: float) -> float:
 
 def _tpot(record: Record, asked: int) -> float:
     return (record.chunks[-1] - record.chunks[0]) / max(1, tokens_of(record, asked) - 1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One load against one system in one round, and what each part of the system used meanwhile."""
+
+    system: str
+    load: str
+    round: int
+    summary: Summary
+    used: dict[str, Used]
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Result:
+        """What `asdict` made of one."""
+        summary: dict[str, Any] = dict(row["summary"])
+        for name in QUANTILES:
+            summary[name] = Quantiles(**summary[name])
+        used = {role: Used(**value) for role, value in row["used"].items()}
+        return cls(row["system"], row["load"], row["round"], Summary(**summary), used)

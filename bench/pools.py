@@ -1,4 +1,4 @@
-"""Starts and stops what is measured: Penstock, and the servers that one could run instead.
+"""Starts and stops what is measured: Penstock here, and the servers of `bench/peers.py`.
 
 Each system runs on loopback with logs in a temporary folder, one thread for the model, and nothing else changed from
 its defaults but what makes the model the same. A system whose environment is missing says so in `missing`.
@@ -17,10 +17,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from bench import toy_model
 from bench.servers import free_port
@@ -48,7 +49,6 @@ class System:
     """A way to serve: its processes, once folder and port are known, and why it cannot run here, if it cannot."""
 
     name: str
-    version: str
     parts: Callable[[Path, int], list[Part]]
     model: str = toy_model.NAME
     missing: str = ""
@@ -65,16 +65,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Pool:
-    """Penstock's shape: lanes of each worker, workers, the longest line, and the scripted engine or the random model."""
+    """Penstock's shape: lanes of each worker, workers, the longest line, the scripted engine or the random model."""
 
     lanes: int = 64
     workers: int = 1
     max_waiting: int = 1000
     fake: bool = False
+    api_processes: int = 1
 
 
 def penstock(pool: Pool, path: Path) -> System:
-    """Redis, one API process and the workers, as `penstock up` runs them. `path`: the model's folder."""
+    """Redis, the API and the workers, as `penstock up` runs them. `path`: the model's folder."""
     name = "fake" if pool.fake else toy_model.NAME
     source = 'engine = "fake"' if pool.fake else f'path = "{path}"\ndtype = "float32"'
 
@@ -88,6 +89,7 @@ def penstock(pool: Pool, path: Path) -> System:
             "PENSTOCK_MODEL": name,
             "PENSTOCK_DATA_DIR": str(folder),
             "PENSTOCK_PORT": str(port),
+            "PENSTOCK_API_PROCESSES": str(pool.api_processes),
             "PENSTOCK_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
@@ -99,55 +101,7 @@ def penstock(pool: Pool, path: Path) -> System:
             *(Part(f"worker {number}" if number else "worker", worker, 0, env) for number in range(pool.workers)),
         ]
 
-    return System("penstock", "", parts, name)
-
-
-def fastchat(python: Path, path: Path) -> System:
-    """FastChat's controller, one model worker and its OpenAI server."""
-
-    def parts(folder: Path, port: int) -> list[Part]:
-        control, work = free_port(), free_port()
-        controller, worker = f"http://127.0.0.1:{control}", f"http://127.0.0.1:{work}"
-        module = [str(python), "-m"]
-        local = ["--host", "127.0.0.1", "--port"]
-        serve = ["--controller-address", controller, "--worker-address", worker, "--model-path", str(path)]
-        device = ["--device", "cpu", "--conv-template", "raw"]
-        api = [*module, "fastchat.serve.openai_api_server", *local, str(port), "--controller-address", controller]
-        return [
-            Part("controller", [*module, "fastchat.serve.controller", *local, str(control)], control),
-            Part("worker", [*module, "fastchat.serve.model_worker", *local, str(work), *serve, *device], work),
-            Part("api", api, port),
-        ]
-
-    return System("fastchat", "", parts, missing=_without(python, "make bench-peers"))
-
-
-def transformers_serve(path: Path) -> System:
-    """`transformers serve` with continuous batching, of the environment that this runs in."""
-    command = Path(sys.executable).with_name("transformers")
-
-    def parts(folder: Path, port: int) -> list[Part]:
-        (folder / "hub").mkdir(exist_ok=True)
-        serve = [str(command), "serve", str(path), "--continuous-batching", "--host", "127.0.0.1", "--port", str(port)]
-        return [Part("server", serve, port, {"HF_HOME": str(folder)})]
-
-    return System("transformers serve", "", parts, str(path), _without(command, "make install"))
-
-
-def vllm(python: Path, path: Path) -> System:
-    """vLLM's OpenAI server on a CPU. Its tool `vllm` does not start with the CPU build: the module does."""
-
-    def parts(folder: Path, port: int) -> list[Part]:
-        serve = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--port", str(port)]
-        options = ["--host", "127.0.0.1", "--served-model-name", toy_model.NAME, "--dtype", "float32", "--enforce-eager"]
-        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_NO_USAGE_STATS": "1"}
-        return [Part("server", [*serve, *options, "--disable-log-stats"], port, env)]
-
-    return System("vllm", "", parts, missing=_without(python, "make bench-peers"))
-
-
-def _without(program: Path, remedy: str) -> str:
-    return "" if program.exists() else f"{program} is missing: {remedy}"
+    return System("penstock", parts, name)
 
 
 @contextmanager
@@ -161,9 +115,9 @@ def running(system: System, folder: Path) -> Iterator[Running]:
             process = _start(part, folder)
             started.append((part, process))
             if part.listens:
-                _wait(lambda part=part: _listens(part.listens), process, part, folder)
+                _wait(partial(_listens, part.listens), process, part, folder)
         part, process = started[-1]
-        _wait(lambda: _answers(port, system.model), process, part, folder)
+        _wait(partial(_answers, port, system.model), process, part, folder)
         yield Running(port, system.model, {part.role: process.pid for part, process in started})
     finally:
         for _, process in reversed(started):

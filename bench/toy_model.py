@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from bench.contenders import SHAPES, random_model
 
@@ -22,12 +24,15 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 def save(folder: Path) -> Path:
     """The model as transformers 5 and vLLM read it."""
     path = folder / NAME
+    logs: Any = logging  # untyped
+    logs.disable_progress_bar()
     model = random_model(NAME)
     model.save_pretrained(path)
     words = {f"w{token}": token for token in range(SHAPES[NAME][-1])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=4096, chat_template=TEMPLATE)
+    fast_class: Any = PreTrainedTokenizerFast  # untyped
+    fast = fast_class(tokenizer_object=tokenizer, model_max_length=4096, chat_template=TEMPLATE)
     fast.save_pretrained(path)
     return path
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 #: Seconds between two looks. Each costs a millisecond or two; a process that is born and dies between them is not seen.
 INTERVAL_S = 0.5

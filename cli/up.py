@@ -28,6 +28,7 @@ from cli.supervisor import Say, Supervisor, quietly
 from tasks.catalog import load_catalog
 from tasks.errors import BadConfig
 from tasks.settings import Settings, load_settings, redis_url
+from tasks.tenants import load_tenants
 
 LOOK_S = 0.25
 
@@ -51,6 +52,7 @@ def up(console: Console, options: Options, **overrides: Any) -> None:
         raise BadConfig("PENSTOCK_MODEL is for a single worker: unset it, `penstock up` serves all of models.toml")
     if not options.model:
         load_catalog(settings.models)  # a typo in it leaves nothing behind
+        load_tenants(settings.tenants)
     flower = options.flower and _has_flower(say)
     folder = settings.data_dir.expanduser().resolve()
     with _owned(folder):

@@ -16,6 +16,7 @@ from tasks import keys
 from tasks.catalog import ModelEntry
 from tasks.jobs import TRANSITIONS
 from tasks.settings import PREFIX, Settings
+from tasks.tenants import Tenant
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +50,7 @@ PARTS = {
     "redis keys": redis_keys,
     "settings": lambda: fields(Settings, PREFIX),
     "models.toml": lambda: fields(ModelEntry),
+    "tenants.toml": lambda: fields(Tenant),
 }
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import secrets
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final, Literal
 
+from tasks.base62 import BASE62, base62
 from tasks.sampling import Sampling
 
 
@@ -52,29 +52,31 @@ TRANSITIONS: Final[dict[JobState, dict[JobState, str]]] = {
 
 Priority = Literal["interactive", "normal", "batch"]
 BANDS: Final[dict[Priority, int]] = {"interactive": 0, "normal": 1, "batch": 2}
+#: Scores of one band in line: three of them stay exact in a double.
+BAND_SPAN: Final = 2**51
 
 #: id prefix by route
 PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-", "job": "job_", "response": "resp_"}
-_BASE62: Final = string.ascii_letters + string.digits
+_DIGITS = 24
 
 
 def new_id(route: str) -> str:
     """A fresh job id for a route: its prefix and 24 base62 characters."""
-    return PREFIXES[route] + "".join(secrets.choice(_BASE62) for _ in range(24))
+    return PREFIXES[route] + base62(secrets.randbelow(62**_DIGITS), _DIGITS)
 
 
 def is_id(text: str) -> bool:
     """True if `text` has the form of a job id."""
     return any(
-        text.startswith(p) and len(text) == len(p) + 24 and all(c in _BASE62 for c in text[len(p) :])
+        text.startswith(p) and len(text) == len(p) + _DIGITS and all(c in BASE62 for c in text[len(p) :])
         for p in PREFIXES.values()
     )
 
 
 def lua_table() -> str:
-    """The transitions as a Lua set `MAY`, put before every script."""
+    """The transitions as a Lua set `MAY`, and `SPAN`, put before every script."""
     moves = ", ".join(f"['{a}>{b}'] = true" for a, targets in TRANSITIONS.items() for b in targets)
-    return f"local MAY = {{{moves}}}\n"
+    return f"local MAY = {{{moves}}}\nlocal SPAN = {BAND_SPAN}\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ penstock:waiting:<model> ZSET    job → score (band, then start tag): the line 
 penstock:parked:<model>:<tenant>  ZSET  job → score: those beyond the tenant's share of lanes  scripts  empty when nobody waits
 penstock:active:<model>:<tenant>  SET   running jobs of a tenant that has such a share  scripts         empty when nothing runs
 penstock:fair:<model>    HASH    virtual time of each band, finish tags of tenants scripts           1 day after the last job
-penstock:length:<model>  HASH    what waits: tokens, and jobs of each tenant      scripts            empty when nobody waits
+penstock:length:<model>  HASH    what waits: tokens, jobs, jobs of each tenant    scripts            empty when nobody waits
 penstock:yielding:<model> STRING lanes that batch jobs just gave up               scripts            2 s
 penstock:rate:<tenant>   HASH    the token buckets of its rate limits             submit, scripts    5 min after the last submit
 penstock.<model>         LIST    tickets, Celery's queue                          scripts, Celery    empty once a worker took them

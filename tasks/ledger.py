@@ -28,13 +28,17 @@ NO_WRITES = ("OOM command", "READONLY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that is ours under `fence`. `seq` is that of its `started` entry; a job with strikes must run alone."""
+    """A job that is ours under `fence`. `seq` is that of its `started` entry; a job with strikes must run alone.
+
+    `firm`: it was let in for its age, and does not yield.
+    """
 
     spec: JobSpec
     fence: int
     attempt: int
     seq: int
     strikes: int
+    firm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,11 @@ class JobLedger:
         self._ageing_ms = int(settings.ageing_s * 1000)
         self._scripts = {name: client.register_script(lua.source(name)) for name in lua.NAMES}
 
-    def claim(self, model: str, worker: str) -> Claim | Draining | None:
-        """Take the best waiting job. Not repeatable: a claim whose answer was lost is given back by the reaper."""
-        match self._run("claim", model, worker, self._lease_ms, self._ageing_ms):
-            case ["claimed", _, fence, attempt, seq, strikes, spec]:
-                return Claim(JobSpec.from_json(spec), int(fence), int(attempt), int(seq), int(strikes))
+    def claim(self, model: str, worker: str, *, aged: bool = True) -> Claim | Draining | None:
+        """Take the best waiting job; with `aged` sometimes one that has waited long before it. Not repeatable: a claim whose answer was lost is given back by the reaper."""
+        match self._run("claim", model, worker, self._lease_ms, self._ageing_ms if aged else ""):
+            case ["claimed", _, fence, attempt, seq, strikes, firm, spec]:
+                return Claim(JobSpec.from_json(spec), int(fence), int(attempt), int(seq), int(strikes), firm == 1)
             case ["draining"]:
                 return Draining()
         return None
@@ -101,12 +105,12 @@ class JobLedger:
             start = EntryId(entries[-1][0].fence, entries[-1][0].seq + 1)
         return entries
 
-    def step(self, writes: Sequence[Write], full: bool = False) -> list[Answer]:
+    def step(self, writes: Sequence[Write], lacking: int = 0) -> list[Answer]:
         """Append to the logs of all jobs and relay what was accepted; one answer per write.
 
-        `full`: the worker has no lane free, so that a batch job may have to yield one.
+        `lacking`: places that the worker lacks for one job more. If any, a batch job may have to yield.
         """
-        args: list[Any] = [int(full)]
+        args: list[Any] = [lacking]
         for write in writes:
             args += (write.job, write.fence, write.first, len(write.entries))
             for entry, tokens in write.entries:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from tasks import lua
 from tasks.errors import Conflict, QueueFull, RateLimited, StoreDown, UnknownJob
 from tasks.events import START, Entry, EntryId, decode
-from tasks.jobs import BANDS, Job, JobSpec, JobState
+from tasks.jobs import BAND_SPAN, BANDS, Job, JobSpec, JobState
 from tasks.keys import key, queue_of, single
 from tasks.profile import ModelProfile, WorkerCard
 from tasks.rates import Rates
@@ -48,15 +48,14 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A model's line: jobs waiting, tickets on the Celery queue, and the average time of a job on a lane.
-
-    `tokens`: what the waiting jobs are expected to cost, those included that are parked.
+    """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a job on a lane
+    beside others, as far as that is known. `before`: how many stand before a new job, by its band.
     """
 
     waiting: int
     tickets: int
     lane_ms: float | None
-    tokens: int = 0
+    before: tuple[int, ...] = (0, 0, 0)
 
 
 class JobStore:
@@ -155,12 +154,14 @@ class JobStore:
     async def line(self, model: str) -> Line:
         """How long the model's line is, and how fast it moves."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zcard(key("waiting", model))
         pipe.llen(queue_of(model))
-        pipe.hget(key("pace", model), "lane_ms")
-        pipe.hget(key("length", model), "tokens")
-        waiting, tickets, pace, tokens = await self._wait(pipe.execute())
-        return Line(waiting, tickets, float(pace) if pace else None, int(tokens or 0))
+        pipe.hmget(key("pace", model), "busy_ms", "idle_ms")
+        pipe.hget(key("length", model), "jobs")
+        for band in BANDS.values():
+            pipe.zcount(key("waiting", model), "-inf", f"({(band + 1) * BAND_SPAN}")
+        tickets, (busy, idle), waiting, *before = await self._wait(pipe.execute())
+        lane_ms = busy or idle
+        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, tuple(before))
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""
@@ -220,9 +221,9 @@ def _submitted(answer: list[Any], spec: JobSpec, tenant: Tenant) -> Submitted:
             return Submitted(job_id, False, position, int(created), tenant.rates(requests, tokens))
         case ["existing", job_id]:
             return Submitted(job_id, True, None)
-        case ["full", waiting, whose]:
-            of = "" if whose == "model" else f" of {spec.tenant}"
-            raise QueueFull(f"{waiting} jobs{of} already wait for {spec.model}: try again later", 1)
+        case ["full", many, what]:
+            what = {"jobs": "jobs", "tokens": "tokens", "tenant": f"jobs of {spec.tenant}"}[what]
+            raise QueueFull(f"{many} {what} already wait for {spec.model}: try again later", 1)
         case ["limited", what, wait_ms, requests, tokens]:
             text = f"{spec.tenant} is beyond its rate of {what} per minute: try again in {wait_ms / 1000:.1f} seconds"
             raise RateLimited(text, -(-wait_ms // 1000), tenant.rates(requests, tokens))

@@ -29,7 +29,7 @@ class Tenant(BaseModel):
     key_sha256: list[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = Field(
         [], description="SHA-256 of each of its API keys, in hex: `printf %s KEY | sha256sum`"
     )
-    weight: float = Field(1.0, ge=0.001, le=1000, description="its part of the lanes while others wait, beside theirs")
+    weight: float = Field(1.0, ge=0.01, le=100, description="its part of the lanes while others wait, beside theirs")
     max_priority: Priority = Field("interactive", description="the most urgent band that it may ask for")
     max_running: int = Field(0, ge=0, description="its jobs of one model that run at a time; more of them wait")
     max_waiting: int = Field(0, ge=0, description="its jobs of one model in line; more are refused with 429")

@@ -44,6 +44,7 @@ class Attempt:
         self.number = claim.attempt
         self.choices = [Choice(index) for index in range(claim.spec.choices)]
         self.outbox = Outbox(claim.spec.id, claim.fence, claim.seq)
+        self.firm = claim.firm  # let in for its age
         self.suspect = claim.strikes > 0  # runs alone until the log has a new token of it
         self.stopping: str | None = None  # the verdict that stops it
         self.complete = False  # the terminal entry is in the outbox

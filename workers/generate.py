@@ -41,7 +41,7 @@ class Lanes:
             return "draining"
         admitted: Attempt | None = None
         try:
-            claim = self._ledger.claim(self._model, self._worker)
+            claim = self._ledger.claim(self._model, self._worker, aged=self._admission.aged)
             if not isinstance(claim, Claim):
                 return "no job" if claim is None else "draining"
             admitted = Attempt(claim)
@@ -69,6 +69,8 @@ class Lanes:
 
     def _read(self, attempt: Attempt) -> list[tuple[EntryId, Entry]]:
         """The job's log. An outage is no reason to let go: the lease says whether the job is still ours."""
+        if attempt.outbox.logged == 1:  # the entry that the claim wrote
+            return []
         while True:
             try:
                 return self._ledger.read_all(attempt.job)

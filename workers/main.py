@@ -24,6 +24,7 @@ from tasks.keys import queue_of
 from tasks.settings import Settings, load_settings
 from workers.lanes import LanePool
 from workers.runtime import WorkerRuntime, leave
+from workers.ticket_events import TicketEvents
 
 
 def select_model(settings: Settings) -> tuple[Catalog, ModelEntry]:
@@ -141,6 +142,7 @@ def set_up_logging(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+app.events.dispatcher_cls = TicketEvents
 app.task(generate, name=NAME)
 app.steps["worker"].add(RuntimeStep)
 celery_signals: Any = signals

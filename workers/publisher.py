@@ -41,10 +41,10 @@ class Publisher:
     """Sends outboxes and obeys the store's answers."""
 
     def __init__(
-        self, ledger: JobLedger, engine: Engine, on_progress: Callable[[], None], no_lane: Callable[[], bool]
+        self, ledger: JobLedger, engine: Engine, on_progress: Callable[[], None], lacking: Callable[[], int]
     ) -> None:
         self._ledger = ledger
-        self._no_lane = no_lane  # is every place of the engine taken?
+        self._lacking = lacking  # places of the engine for one job more
         self._engine = engine
         self._on_progress = on_progress
         self._dirty: dict[Attempt, None] = {}  # in order of arrival
@@ -130,7 +130,7 @@ class Publisher:
 
     def _step(self, pairs: Sequence[tuple[Attempt, Write]]) -> None:
         try:
-            answers = self._ledger.step([write for _, write in pairs], self._no_lane())
+            answers = self._ledger.step([write for _, write in pairs], self._lacking())
         except StoreRefused as error:
             self._step_apart(pairs, error)
             return

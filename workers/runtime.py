@@ -71,7 +71,7 @@ class WorkerRuntime:
         self._ledger = JobLedger(connect(redis_url(settings), "worker", CONNECTIONS), settings)
         self._loop = EngineLoop(self._build_engine)
         self._admission = Admission(lanes)
-        self._publisher = Publisher(self._ledger, self._loop, self._admission.wake, lambda: self._admission.full)
+        self._publisher = Publisher(self._ledger, self._loop, self._admission.wake, lambda: self._admission.lacking)
         self._keeper = LeaseKeeper(self._ledger, settings, self._publisher.obey, self._loop.step_age, self._hung)
         self._heartbeat = Heartbeat(self._ledger, self.card)
         # Not an Event: its lock could be held by the very code that a signal interrupts.

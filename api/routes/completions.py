@@ -27,6 +27,6 @@ async def create(
 ) -> Response:
     """Continue a text, in one piece or as a stream."""
     key = idempotency_key(idempotency)
-    admitted = await admit(parts, tenant, body.model, key, waits=False)
+    admitted = await admit(parts, tenant, body, key, waits=False)
     spec = await completion_spec(body, admitted, parts.settings, request_id)
     return await streams.answer(parts, request, body, spec, admitted, key)

@@ -35,7 +35,7 @@ async def create(
 ) -> Response:
     """Put a chat or completion request in line and return at once; the job outlives its client."""
     key = idempotency_key(idempotency)
-    admitted = await admit(parts, tenant, body.model, key, waits=True)
+    admitted = await admit(parts, tenant, body, key, waits=True)
     if isinstance(body, ChatJob):
         spec = await chat_spec(body, admitted, parts.settings, request_id)
     else:

@@ -1,13 +1,16 @@
--- claim(model, worker, lease ms, age ms) → {none} | {draining} | {claimed, id, fence, attempt, seq, strikes, spec}
+-- claim(model, worker, lease ms, age ms or '' for none by their age)
+--   → {none} | {draining} | {claimed, id, fence, attempt, seq, strikes, firm: 1 if let in for its age, spec}
 local model, worker, lease, age = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('EXISTS', K.draining .. worker) == 1 then return {'draining'} end
-local EVERY = 10 -- so a more urgent band keeps at least nine lanes of ten, however many jobs have grown old
+local EVERY = 10 -- claims; and a worker lets so many in for their age that they have one lane of ten
 local t = now()
 local line, fair = K.waiting .. model, K.fair .. model
 
 -- Ageing: now and then the first of a less urgent band, if it has waited long. It keeps its lane, or it would never end.
 local function aged(head)
-  if redis.call('HINCRBY', fair, 'claims', 1) % EVERY ~= 0 then return nil end
+  local turn = redis.call('HINCRBY', fair, 'claims', 1)
+  redis.call('EXPIRE', fair, DAY)
+  if not age or turn % EVERY ~= 0 then return nil end
   for band = math.floor(tonumber(head[2]) / SPAN) + 1, 2 do
     local first = redis.call('ZRANGEBYSCORE', line, int(band * SPAN), '(' .. int((band + 1) * SPAN), 'LIMIT', 0, 1)[1]
     if first and t - tonumber(redis.call('HGET', K.job .. first, 'created') or t) > age then return first end
@@ -26,16 +29,16 @@ local function start(r, firm)
   local band = band_of(r)
   local virtual = tonumber(redis.call('HGET', fair, band) or 0)
   redis.call('HSET', fair, band, int(math.max(virtual, r.score - band * SPAN)))
-  redis.call('EXPIRE', fair, DAY)
   if redis.call('EXISTS', K.yielding .. model) == 1 and redis.call('DECR', K.yielding .. model) <= 0 then
     redis.call('DEL', K.yielding .. model)
   end
   append(r, cjson.encode({k = 'started', attempt = r.attempt, tokens = r.tokens}))
-  return {'claimed', r.id, int(r.fence), r.attempt, int(r.seq), r.strikes, redis.call('HGET', K.job .. r.id, 'spec')}
+  return {'claimed', r.id, int(r.fence), r.attempt, int(r.seq), r.strikes, firm and 1 or 0,
+          redis.call('HGET', K.job .. r.id, 'spec')}
 end
 
 local dropped = 0
-for _ = 1, 1024 do -- bounded: what cannot be claimed is dropped or parked, and reaping repairs the tickets
+for _ = 1, 64 do -- bounded: what cannot be claimed is dropped or parked, and reaping repairs the tickets
   local head = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
   if not head[1] or dropped == 32 then return {'none'} end
   local firm = aged(head)

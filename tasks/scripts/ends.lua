@@ -1,11 +1,12 @@
--- What later jobs are expected to take: plain means at first, then moving averages.
+-- What later jobs are expected to take: plain means at first, then moving averages. While jobs wait, lanes are full and
+-- each is slower than alone, so the time on a lane is kept apart for both cases.
 local function learn(r, t)
-  local pace = K.pace .. r.model
-  local seen = redis.call('HMGET', pace, 'lane_ms', 'answer')
-  local part = 1 / math.min(redis.call('HINCRBY', pace, 'jobs', 1), 20)
-  for i, now_seen in ipairs({{'lane_ms', t - r.claimed}, {'answer', r.tokens / math.max(1, r.choices)}}) do
-    local before = tonumber(seen[i] or now_seen[2])
-    redis.call('HSET', pace, now_seen[1], string.format('%.3f', before + part * (now_seen[2] - before)))
+  local pace, part = K.pace .. r.model, 1 / math.min(redis.call('HINCRBY', K.pace .. r.model, 'jobs', 1), 20)
+  local load = redis.call('EXISTS', K.waiting .. r.model) == 1 and 'busy_ms' or 'idle_ms'
+  local answer = r.tokens / math.max(1, r.choices)
+  for name, new in pairs({[load] = t - r.claimed, answer = answer, ['answer ' .. r.tenant] = answer}) do
+    local before = tonumber(redis.call('HGET', pace, name) or new)
+    redis.call('HSET', pace, name, string.format('%.3f', before + part * (new - before)))
   end
   redis.call('EXPIRE', pace, DAY)
 end
@@ -20,7 +21,13 @@ end
 
 -- The bookkeeping of every end; the terminal entry is already in the log. Only this sets a terminal state.
 local function close(r, state, t, code, message)
-  if r.state == 'queued' then leave_line(r) else leave_lane(r) end
+  if r.state == 'running' then
+    leave_lane(r)
+    unpark(r)
+    announce_lane(r.model)
+  elseif leave_line(r) then
+    unpark(r)
+  end
   settle(r)
   move(r, state)
   set(r, 'state', state, 'finished', int(t), 'code', code or '', 'message', message or '')

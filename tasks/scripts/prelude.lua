@@ -16,11 +16,12 @@ local FIELDS = {'state', 'model', 'tenant', 'fence', 'seq', 'attempt', 'strikes'
                 'choices', 'cost', 'weight', 'share'}
 local TEXT = {state = true, model = true, tenant = true, idem = true}
 
-local function record(id)
-  local values = redis.call('HMGET', K.job .. id, unpack(FIELDS))
+local function record(id, fields)
+  fields = fields or FIELDS
+  local values = redis.call('HMGET', K.job .. id, unpack(fields))
   if not values[1] then return nil end
   local r = {id = id}
-  for i, name in ipairs(FIELDS) do
+  for i, name in ipairs(fields) do
     r[name] = TEXT[name] and (values[i] or '') or tonumber(values[i] or 0)
   end
   if r.weight == 0 then r.weight = 1 end -- a record of an older version

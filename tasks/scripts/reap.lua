@@ -91,22 +91,38 @@ local late = each(K.deadlines_, function(id)
   end -- a running one: step and renew tell its worker
 end)
 
--- Parked jobs come back at the ends of their tenant's others; this is for ends that Redis forgot, and for larger shares.
-for _, line in ipairs(redis.call('SMEMBERS', K.parks_)) do
-  local best = redis.call('ZRANGE', K.parked .. line, 0, 0)
-  local r = best[1] and record(best[1])
+-- Parked jobs come back when others of their tenant end; this is for ends that Redis forgot, and for larger shares.
+local function look_after(line)
+  local best = redis.call('ZRANGE', K.parked .. line, 0, 0)[1]
+  local r = best and read(best)
   if not r then
-    redis.call('ZREM', K.parked .. line, best[1] or '')
-    if not best[1] then redis.call('SREM', K.parks_, line) end
-  elseif not at_share(r) then
-    unpark(r.model, r.tenant)
+    redis.call(best and 'ZREM' or 'DEL', K.parked .. line, best)
+    redis.call('SREM', K.parks_, best and '' or line)
+    return
   end
+  local active = K.active .. line
+  for _, id in ipairs(redis.call('SMEMBERS', active)) do
+    if not redis.call('ZSCORE', K.leases_, id) then redis.call('SREM', active, id) end
+  end
+  for _ = redis.call('SCARD', active), r.share - 1 do unpark(r) end
+end
+
+local parked = {}
+for _, line in ipairs(redis.call('SMEMBERS', K.parks_)) do
+  parked[line:match('^(.*):')] = true
+  if not pcall(look_after, line) then redis.call('ZPOPMIN', K.parked .. line) end
 end
 
 redis.call('ZREMRANGEBYSCORE', K.workers_, '-inf', int(t))
 local tickets = 0
 for _, model in ipairs(redis.call('SMEMBERS', K.models_)) do
-  local short = redis.call('ZCARD', K.waiting .. model) - redis.call('LLEN', K.queue .. model)
+  local waiting = redis.call('ZCARD', K.waiting .. model)
+  local short = waiting - redis.call('LLEN', K.queue .. model)
+  if waiting > 0 then
+    redis.call('EXPIRE', K.fair .. model, DAY) -- without it who comes now would stand before all who wait
+  elseif not parked[model] then
+    redis.call('DEL', K.length .. model) -- what was counted of records that are gone
+  end
   for _ = 1, math.min(short, BATCH) do
     push_ticket(model)
     tickets = tickets + 1

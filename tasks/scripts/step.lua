@@ -1,4 +1,4 @@
--- step(full: 1 if the worker has no lane free, else 0, then per job: id, fence, first seq, n, then n times (entry JSON,
+-- step(places that the worker lacks for one job more, 0 if it has one free, then per job: id, fence, first seq, n, then n times (entry JSON,
 -- new tokens), end state or '', code, message) → per job: ok | cancel | deadline | fenced | yield | behind <seq>
 -- One call per engine step, for all jobs that emitted. The last of the n entries is the terminal one if there is an end
 -- state. Safe to repeat: entries that are already there are skipped.
@@ -45,8 +45,11 @@ local function write(r, w)
   return true
 end
 
+-- What a step reads of a job that goes on: all that there is would cost as much as all else that it does.
+local GOING_ON = {'state', 'fence', 'seq', 'tokens', 'strikes', 'cancel', 'deadline', 'score', 'firm', 'choices'}
+
 local function answer(w, place)
-  local r = record(w.id)
+  local r = record(w.id, w.state == '' and GOING_ON or nil)
   if not owned(r, w.fence) then
     local mine = r and w.state ~= '' and r.state == w.state and r.fence == w.fence and r.seq == w.first + w.n - 1
     return mine and 'ok' or 'fenced'
@@ -68,24 +71,26 @@ for _, api in ipairs(order) do
   redis.call('PUBLISH', K.relay .. api, '[' .. table.concat(channels[api], ',') .. ']')
 end
 
--- An interactive job that finds no lane gets one of a batch job, which goes back into line with its tokens: those that
--- stand last go first. Lanes given up but not taken yet count, or every worker would give some for the same job. The wait
--- is what a ticket takes to reach a lane that is free elsewhere.
+-- An interactive job that finds no lane gets that of a batch job, which goes back into line with its tokens: the one that
+-- stands last. One at a time, for who waits may not be let in, and lanes that are on their way already count. The wait is
+-- what a ticket takes to reach a lane that is free elsewhere.
 local WAIT_MS = 20
-local function yield()
-  local line = K.waiting .. batch[1][2].model
-  local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+local function yield(lacking)
+  local model = redis.call('HGET', K.job .. batch[1][2].id, 'model')
+  local first = redis.call('ZRANGE', K.waiting .. model, 0, 0, 'WITHSCORES')
   if not first[1] or tonumber(first[2]) >= SPAN then return end
   if t - tonumber(redis.call('HGET', K.job .. first[1], 'created') or t) < WAIT_MS then return end
-  local underway = K.yielding .. batch[1][2].model
-  local wanted = redis.call('ZCOUNT', line, '-inf', '(' .. int(SPAN)) - tonumber(redis.call('GET', underway) or 0)
-  table.sort(batch, function(a, b) return a[2].score > b[2].score end)
-  for i = 1, math.min(wanted, #batch) do
-    take_away(batch[i][2], t, false)
-    answers[batch[i][1]] = 'yield'
-    redis.call('INCR', underway)
-    redis.call('PEXPIRE', underway, 2000)
+  local wanted = redis.call('ZCOUNT', K.waiting .. model, '-inf', '(' .. int(SPAN))
+  if wanted <= tonumber(redis.call('GET', K.yielding .. model) or 0) then return end
+  local last = batch[1]
+  for _, one in ipairs(batch) do
+    lacking = lacking - one[2].choices
+    if one[2].score > last[2].score then last = one end
   end
+  if lacking > 0 then return end -- all of them together would not make room
+  take_away(record(last[2].id), t, false)
+  answers[last[1]] = 'yield'
+  announce_lane(model)
 end
-if ARGV[1] == '1' and #batch > 0 then yield() end
+if ARGV[1] ~= '0' and #batch > 0 then yield(tonumber(ARGV[1])) end
 return answers

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from tasks.events import EntryId
-from tasks.jobs import JobState
-from tasks.keys import key
-from tests.integration.protocol_rig import Heard, Rig
+from tasks.jobs import BAND_SPAN, JobState
+from tasks.keys import key, single
+from tasks.tenants import Tenant
+from tests.integration.protocol_rig import MODEL, Heard, Rig
+
+#: A tenant that may run one job at a time.
+NARROW = Tenant(name="narrow", max_running=1)
 
 Log = list[tuple[EntryId, dict[str, Any]]]
 
@@ -31,7 +36,9 @@ class Witness:
 
     def look(self, jobs: Sequence[str]) -> list[Heard]:
         """Check everything; what was published since the last look."""
-        waiting, leased = set(self._rig.line()), self._rig.leased()
+        parked = self._rig.parked(NARROW.name)
+        waiting, leased = {*self._rig.line(), *parked}, self._rig.leased()
+        assert len(waiting) == len(self._rig.line()) + len(parked), "a job stands twice"
         logs = {job: self._rig.log(job) for job in jobs}
         for job, log in logs.items():
             record = self._rig.record(job)
@@ -43,7 +50,26 @@ class Witness:
             assert (record["state"] == "running") == (job in leased)
             for name, entry in log:
                 assert self._contents.setdefault((job, name), entry) == entry, "one id, two contents"
+        self._check_line({job: self._rig.record(job) for job in jobs}, set(self._rig.line()), bool(parked))
         return self._published(logs)
+
+    def _check_line(self, records: dict[str, dict[str, str]], standing: set[str], parked: bool) -> None:
+        """What is counted of the line is what waits, and a tenant's share is what it runs."""
+        redis, queued = self._rig.redis, [one for one in records.values() if one.get("state") == "queued"]
+        counted = dict(redis.hgetall(key("length", MODEL)))
+        names = Counter(f"jobs {record['tenant']}" for record in queued)
+        for job, record in records.items():
+            if job in standing and record.get("state") == "queued":
+                names[f"tokens {int(record['score']) // BAND_SPAN}"] += int(record["cost"])
+        assert counted == {name: str(number) for name, number in (names + Counter(jobs=len(queued))).items()}
+        mine = [
+            one["state"] for job, one in records.items() if one and one["tenant"] == NARROW.name and job not in standing
+        ]
+        running = mine.count("running")
+        assert redis.scard(key("active", f"{MODEL}:{NARROW.name}")) == running <= NARROW.max_running
+        assert bool(redis.exists(single("parks"))) == parked
+        stands = any(one["tenant"] == NARROW.name for job, one in records.items() if one and job in standing)
+        assert running or stands or not parked, "parked, and nothing will bring it back"
 
     def _watchers(self, jobs: Sequence[str]) -> dict[str, set[str]]:
         return {job: set(map(str, self._rig.redis.smembers(key("watch", job)))) for job in jobs}

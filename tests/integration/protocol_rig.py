@@ -21,6 +21,7 @@ from tasks.ledger import Claim, JobLedger
 from tasks.sampling import Sampling
 from tasks.settings import Settings
 from tasks.store import JobStore, Submitted
+from tasks.tenants import EVERYBODY, Tenant
 from tests.integration.protocol_attempt import Attempt
 
 MODEL = "demo"
@@ -106,6 +107,8 @@ class Rig:
         self,
         *,
         limit: int = 100,
+        token_limit: int = 0,
+        by: Tenant = EVERYBODY,
         listed: bool = False,
         api: str = "",
         idem: str = "",
@@ -113,9 +116,9 @@ class Rig:
         **fields: Any,
     ) -> Submitted:
         """Submit a small job; `fields` go into its spec."""
-        call = self.store.submit(
-            make_spec(**fields), limit=limit, listed=listed, api=api, idempotency_key=idem, body_hash=body
-        )
+        spec = make_spec(**{"tenant": by.name, **fields})
+        limits = {"limit": limit, "token_limit": token_limit, "tenant": by}
+        call = self.store.submit(spec, **limits, listed=listed, api=api, idempotency_key=idem, body_hash=body)  # type: ignore[arg-type]
         return self.wait(call)
 
     def new(self, **options: Any) -> str:
@@ -188,6 +191,10 @@ class Rig:
     def line(self) -> list[str]:
         """Who waits, best first."""
         return cast(list[str], self.redis.zrange(key("waiting", MODEL), 0, -1))
+
+    def parked(self, tenant: str) -> list[str]:
+        """Who is parked until another job of its tenant ends, best first."""
+        return cast(list[str], self.redis.zrange(key("parked", f"{MODEL}:{tenant}"), 0, -1))
 
     def tickets(self) -> int:
         """How many tickets lie on the queue."""

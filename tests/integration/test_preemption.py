@@ -150,3 +150,25 @@ def test_a_stream_goes_on_over_a_preemption(tmp_path: Path, redis_url: str) -> N
         line.rig.until_over(urgent)
         assert chat.until_over().check().over == "done"
         assert chat.text == expected(LONG)
+
+
+def test_a_batch_job_yields_to_an_interactive_one_by_itself(lane: WorkerRig) -> None:
+    long = lane.submit(LONG, priority="batch")
+    lane.until_tokens(long, 40)
+    began = time.monotonic()
+    urgent = lane.submit(URGENT, priority="interactive")
+    wait_until(lambda: lane.job(urgent).tokens, "the urgent job's first token", 3)
+    assert time.monotonic() - began < LEASE_S / 3 - 0.5  # a step, not a renewal
+    lane.until_over(urgent, long)
+    assert (lane.text(urgent), lane.text(long)) == (expected(URGENT), expected(LONG))
+    record = lane.job(long)
+    assert (record.attempt, record.losses, record.strikes) == (2, 0, 0)
+    assert lane.attempts(long)[1].tokens >= 40
+
+
+def test_a_normal_job_keeps_its_lane(lane: WorkerRig) -> None:
+    long = lane.submit(LONG)
+    lane.until_tokens(long, 40)
+    urgent = lane.submit(URGENT, priority="interactive")
+    lane.until_over(long, urgent)
+    assert lane.job(long).attempt == 1

@@ -16,6 +16,9 @@ import redis
 
 from tasks import lua
 from tasks.errors import PenstockError
+from tests.integration import test_line_limits as limits
+from tests.integration import test_line_order as order
+from tests.integration import test_line_yield as yields
 from tests.integration import test_protocol_lost_writes as lost
 from tests.integration import test_protocol_ownership as own
 from tests.integration import test_protocol_preempt as preempt
@@ -104,11 +107,11 @@ GUARDS = [
     Guard("a preemption reads the deadline", "ends", f"if {DEADLINE} then", "if false then", preempt.test_a_preempted_job_that_was_to_end_ends, ("deadline",)),
     Guard("a requeued job has no lease", "ends", "redis.call('ZREM', K.leases_, r.id)\n", "", own.test_race_1_between_requeue_and_the_next_claim_the_former_owner_writes_nothing, ("lease",)),
     # the line, tickets, keys
-    Guard("a requeued job keeps its score", "line", "stand(r.model, r.id, r.score) end", "stand(r.model, r.id, redis.call('INCR', K.tickets_)) end", own.test_race_9_a_requeued_job_keeps_its_place),
-    Guard("tickets do not grow", "line", "if redis.call('LLEN', K.queue .. model) < redis.call('ZCARD', K.waiting .. model) then", "if true then", submit.test_race_14_submit_and_cancel_do_not_grow_the_ticket_list),
+    Guard("a requeued job keeps its score", "line", "int(r.score), r.id)\n  count", "redis.call('INCR', K.tickets_), r.id)\n  count", own.test_race_9_a_requeued_job_keeps_its_place),
+    Guard("tickets do not grow", "line", "if redis.call('LLEN', K.queue .. r.model) < redis.call('ZCARD', K.waiting .. r.model) then", "if true then", submit.test_race_14_submit_and_cancel_do_not_grow_the_ticket_list),
     Guard("ticket ids are fresh after lost writes", "line", "int(now()) .. '-' .. redis", "redis", submit.test_race_14_every_ticket_has_a_fresh_task_id_even_after_lost_writes),
     Guard("lost tickets are replaced", "reap", "for _ = 1, math.min(short, BATCH) do", "for _ = 1, 0 do", reap.test_race_14_lost_tickets_are_replaced_and_spare_ones_are_left),
-    Guard("the line has a limit", "submit", "waiting >= o.max_jobs or", "", submit.test_a_full_line_refuses_and_leaves_nothing_behind),
+    Guard("the line has a limit", "submit", "if waiting >= o.max_jobs then", "if false then", submit.test_a_full_line_refuses_and_leaves_nothing_behind),
     Guard("a key without its record is free", "submit", "if redis.call('EXISTS', K.job .. other) == 1 then", "if true then", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a key belongs to one body", "submit", "other_hash == o.hash and 'existing'", "true and 'existing'", submit.test_an_idempotency_key_leads_to_the_same_job_and_refuses_another_body),
     Guard("a caller that comes back by its key has time to attach", "submit", "redis.call('ZADD', K.orphans_, 'XX', 'GT', int(now() + o.term), other)", "", submit.test_race_15_a_caller_that_comes_back_by_its_key_is_not_overtaken_by_the_reaper),
@@ -117,6 +120,49 @@ GUARDS = [
     Guard("a released key is forgotten", "ends", "set(r, 'idem', '')", "", submit.test_a_released_key_is_not_touched_by_the_end_of_its_former_job),
     Guard("a key lives as long as its record", "ends", "if r.idem ~= '' then redis.call('EXPIRE', K.idem .. r.idem, r.keep + 3600) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
     Guard("a late reader prolongs", "attach", "if terminal(r.state) then expire(r) end", "", submit.test_race_17_an_idempotency_key_lives_exactly_as_long_as_its_record),
+    # the order in line
+    Guard("who was idle is not owed for it", "line", "if finish <= virtual then", "if false then", order.test_whoever_was_alone_for_long_is_not_punished_for_it),
+    Guard("time goes on with what is claimed", "claim", "int(math.max(virtual, r.score - band * SPAN))", "int(virtual)", order.test_ten_thousand_jobs_of_one_tenant_delay_another_by_no_job_in_line, (100,)),
+    Guard("idle tenants stand in order", "line", "redis.call('HSET', fair, band, int(virtual + 1))", "", order.test_idle_tenants_are_served_in_the_order_of_their_arrival),
+    Guard("a job counts by its cost", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + math.ceil(16 / r.weight)", order.test_tenants_that_always_wait_get_equal_parts_whatever_they_ask_for),
+    Guard("a weight counts", "line", "finish + math.ceil(16 * r.cost / r.weight)", "finish + 16 * r.cost", order.test_a_weight_is_a_multiple_of_the_lanes),
+    Guard("what was not used is given back", "line", "if tags[2] then", "if false then", order.test_what_was_not_used_is_given_back),
+    Guard("old jobs get lanes", "claim", "% EVERY ~= 0 then", "% EVERY ~= 99 then", order.test_what_has_waited_long_gets_one_lane_of_ten_however_much_is_more_urgent, ("batch",)),
+    Guard("only old jobs do", "claim", "'created') or t) > age", "'created') or t) >= 0", order.test_what_has_not_waited_long_does_not_pass_what_is_more_urgent),
+    Guard("a long answer of one who was alone is no debt", "line", "finish > tonumber(tags[1] or 0)", "false", order.test_whoever_was_alone_with_long_answers_is_not_punished_either),
+    Guard("answers are expected to be as its tenant's were", "line", "seen[1] or seen[2]", "seen[2]", order.test_equal_parts_are_parts_of_tokens_even_if_nobody_says_how_long_answers_will_be),
+    Guard("a worker may have enough of old jobs", "claim", "not age or turn", "turn", order.test_a_worker_that_has_enough_of_them_takes_none_for_its_age),
+    Guard("turns are kept while somebody waits", "reap", "redis.call('EXPIRE', K.fair .. model, DAY)", "", limits.test_the_turns_of_a_line_that_stands_for_days_are_kept),
+    # limits
+    Guard("less urgent jobs are in nobody's way", "submit", "int((o.band + 1) * SPAN)", "int(3 * SPAN)", limits.test_less_urgent_jobs_do_not_fill_the_line_of_more_urgent_ones),
+    Guard("nor are their tokens", "submit", "for band = 0, o.band do", "for band = 0, 2 do", limits.test_less_urgent_jobs_do_not_fill_the_line_of_more_urgent_ones),
+    Guard("a parked record that cannot be read stops nobody", "reap", "if not pcall(look_after, line) then", "if not look_after(line) and false then", limits.test_a_parked_record_that_cannot_be_read_stops_nobody),
+    Guard("an end in line brings a parked job", "ends", "elseif leave_line(r) then\n    unpark(r)", "elseif leave_line(r) then", limits.test_an_end_in_line_brings_a_parked_job_too),
+    Guard("a debt outlives five minutes", "submit", "redis.call('EXPIRE', rate, DAY)", "redis.call('EXPIRE', rate, 300)", limits.test_a_request_larger_than_a_minutes_tokens_needs_all_of_them_and_leaves_a_debt),
+    Guard("a clock that went back costs nobody his rate", "submit", "math.max(0, t - tonumber(was[1] or t))", "t - tonumber(was[1] or t)", limits.test_a_request_larger_than_a_minutes_tokens_needs_all_of_them_and_leaves_a_debt),
+    Guard("no rate, no debt", "submit", "if b[2] > 0 then", "if true then", limits.test_a_limit_that_was_none_so_far_begins_full),
+    Guard("a share of lanes is a limit", "line", "return r.share > 0 and redis", "return false and redis", limits.test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them),
+    Guard("the end of a job brings the next", "ends", "    unpark(r)\n    announce", "    announce", limits.test_beyond_its_share_of_lanes_a_tenants_jobs_wait_and_nobody_waits_for_them),
+    Guard("what runs has a lease", "reap", "if not redis.call('ZSCORE', K.leases_, id) then", "if false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
+    Guard("a reaper looks at what is parked", "reap", "if not pcall(look_after, line) then", "if false then", limits.test_parked_jobs_whose_turn_redis_forgot_come_back_at_a_reap),
+    Guard("counts of what is gone are forgotten", "reap", "redis.call('DEL', K.length .. model)", "", limits.test_a_count_of_records_that_are_gone_is_forgotten),
+    Guard("tokens in line have a limit", "submit", "tokens + cost > o.max_tokens", "false", limits.test_a_line_is_bounded_in_tokens),
+    Guard("an empty line takes any job", "submit", "tokens > 0 and tokens + cost", "tokens + cost", limits.test_a_line_is_bounded_in_tokens),
+    Guard("a tenant's jobs in line have a limit", "submit", "mine >= most_mine", "false", limits.test_a_tenants_jobs_in_line_are_bounded),
+    Guard("a rate is a limit", "submit", "levels[i] < math.min(need, most)", "false", limits.test_a_rate_of_requests_is_a_burst_and_then_so_many_a_minute),
+    Guard("a rate is no more than a minute's", "submit", "math.min(b[2], tonumber(was", "math.max(0, tonumber(was", limits.test_a_rate_of_requests_is_a_burst_and_then_so_many_a_minute),
+    Guard("a large request is not refused for ever", "submit", "levels[i] < math.min(need, most)", "levels[i] < need", limits.test_a_request_larger_than_a_minutes_tokens_needs_all_of_them_and_leaves_a_debt),
+    Guard("a rate counts what was used", "line", "if redis.call('HEXISTS', K.rate .. r.tenant, 'tokens') == 1 then", "if false then", limits.test_a_rate_of_tokens_counts_what_was_used),
+    # batch jobs yield
+    Guard("nobody yields beside a free lane", "step", "ARGV[1] ~= '0' and ", "", yields.test_nobody_yields, ("a free lane",)),
+    Guard("a free lane elsewhere has a moment", "step", "< WAIT_MS then return end", "< 0 then return end", yields.test_nobody_yields, ("just came",)),
+    Guard("only batch jobs yield", "step", "band_of(r) == 2 and ", "", yields.test_nobody_yields, ("not batch",)),
+    Guard("who was let in for its age stays", "step", " and r.firm == 0", "", yields.test_nobody_yields, ("aged",)),
+    Guard("lanes on their way count", "step", "wanted <= tonumber(redis.call('GET', K.yielding .. model) or 0)", "false", yields.test_one_lane_after_the_other_and_no_more_than_are_wanted),
+    Guard("lanes that fall free count", "ends", "    announce_lane(r.model)\n", "", yields.test_a_lane_that_falls_free_by_itself_is_on_its_way_too),
+    Guard("nobody yields for nothing", "step", "if lacking > 0 then return end", "", yields.test_batch_jobs_that_make_no_room_together_stay),
+    Guard("a lane that is taken is on its way no more", "claim", "redis.call('DECR', K.yielding .. model) <= 0", "false", yields.test_one_lane_after_the_other_and_no_more_than_are_wanted),
+    Guard("a lane on its way is forgotten", "line", "redis.call('PEXPIRE', K.yielding .. model, 2000)", "", yields.test_a_lane_given_up_and_never_taken_is_forgotten),
     # watchers
     Guard("a reader that comes back saves the job", "attach", "redis.call('ZREM', K.orphans_, r.id)", "", watch.test_race_15_a_reader_that_comes_back_within_the_grace_saves_the_job),
     Guard("other readers save the job", "detach", "left == 0", "true", watch.test_race_15_a_client_that_leaves_cancels_its_job_at_once),

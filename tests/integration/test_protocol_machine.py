@@ -15,8 +15,9 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from tasks.errors import Conflict, QueueFull
 from tasks.keys import key, queue_of, single
 from tasks.ledger import Claim, Draining
+from tasks.tenants import EVERYBODY
 from tests.integration.protocol_attempt import Attempt
-from tests.integration.protocol_checks import Witness
+from tests.integration.protocol_checks import NARROW, Witness
 from tests.integration.protocol_reader import Reader
 from tests.integration.protocol_rig import MODEL, Rig, Snapshot
 from tests.integration.protocol_turns import APIS, PROFILE, WORKERS, Turn, at, turns, ways
@@ -57,11 +58,14 @@ class Protocol(RuleBasedStateMachine):
 
     def submit(self, turn: Turn) -> None:
         api, idem = (turn.api if turn.number % 3 else ""), at(("", "k1", "k2", ""), turn.number)
-        held = str((self.rig.redis.get(key("idem", f"default:{idem}")) or "") if idem else "")
+        by = NARROW if turn.number % 2 else EVERYBODY
+        held = str((self.rig.redis.get(key("idem", f"{by.name}:{idem}")) or "") if idem else "")
         old, body = held.partition(" ")[0], at(("h1", "h1", "h2"), turn.tokens)
         priority = at(("batch", "normal", "interactive"), turn.tokens)
         try:
-            made = self.rig.submit(limit=LIMIT, api=api, store=turn.flag, idem=idem, body=body, priority=priority)
+            made = self.rig.submit(
+                limit=LIMIT, by=by, api=api, store=turn.flag, idem=idem, body=body, priority=priority
+            )
         except Conflict:
             assert held.partition(" ")[2] != body
         except QueueFull:

@@ -185,6 +185,13 @@ def test_the_pace_of_a_line_is_measured_over_successes(rig: Rig) -> None:
     assert (line.waiting, line.tickets) == (0, 1)
     assert line.lane_ms is not None
     assert line.lane_ms >= 500
+    later = rig.running()
+    rig.redis.hincrby(key("job", later.job), "claimed", -9000)
+    rig.new()
+    later.make(end="succeeded").send()
+    busy = rig.wait(rig.store.line(MODEL)).lane_ms
+    assert busy is not None
+    assert busy >= 9000  # how long a job takes while others wait is what those who wait are told
 
 
 def test_a_spec_comes_back_as_it_was_submitted(rig: Rig) -> None:

@@ -30,7 +30,7 @@ SCHEMA = {"type": "object", "properties": {"ä": {"type": "integer"}}, "required
 
 def admitted(structured: bool = True) -> Admitted:
     prompts = Prompts(dataclasses.replace(fake_profile(), structured=structured))
-    return Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    return Admitted(EVERYBODY, "interactive", ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
 
 
 async def chat(structured: bool = True, kind: type[ChatRequest] = ChatRequest, **fields: Any) -> JobSpec:

@@ -29,7 +29,7 @@ HI: Any = [{"role": "user", "content": "hi"}]
 
 def admitted(**profile: Any) -> Admitted:
     prompts = Prompts(dataclasses.replace(fake_profile(), **profile))
-    return Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    return Admitted(EVERYBODY, "interactive", ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
 
 
 async def chat(**fields: Any) -> JobSpec:
@@ -84,7 +84,7 @@ async def test_completions_and_jobs() -> None:
     spec = await completion_spec(request, admitted(), SETTINGS, "")
     assert (spec.prompts, spec.choices, spec.sampling.max_tokens, spec.sampling.logprobs) == (((5,), (6, 7)), 6, 16, 0)
     job = ChatJob.model_validate({"model": MODEL, "messages": HI, "deadline_s": 1.5, "priority": "batch"})
-    spec = await chat_spec(job, admitted(), SETTINGS, "")
+    spec = await chat_spec(job, dataclasses.replace(admitted(), priority="batch"), SETTINGS, "")
     assert (spec.id[:4], spec.store, spec.deadline_ms, spec.priority) == ("job_", True, 1500, "batch")
 
 

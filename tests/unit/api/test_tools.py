@@ -35,7 +35,7 @@ PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 async def chat(template: str | None = None, **fields: Any) -> JobSpec:
     profile = dataclasses.replace(fake_profile(), structured=True)
     prompts = Prompts(dataclasses.replace(profile, chat_template=template) if template else profile)
-    admitted = Admitted(EVERYBODY, ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
+    admitted = Admitted(EVERYBODY, "interactive", ModelEntry(name=MODEL, engine="fake"), ModelView(prompts), prompts)
     request = ChatRequest.model_validate({"model": MODEL, "messages": HI, **fields})
     return await chat_spec(request, admitted, Settings(), "")
 

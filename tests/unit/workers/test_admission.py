@@ -64,3 +64,26 @@ def test_a_drain_turns_everybody_away() -> None:
     thread.join(5)
     assert answers == [False]
     assert not admission.enter()
+
+
+def test_of_many_waiting_lanes_each_gets_its_turn() -> None:
+    """One is woken at a time, and wakes the next, also past a ticket that finds no job."""
+    admission = Admission(8)
+    assert admission.enter()
+    claimed: list[bool] = []
+
+    def lane(number: int) -> None:
+        assert admission.enter()
+        attempt = None if number % 2 else make_attempt("hi")
+        if attempt is not None:
+            admission.admit(attempt)
+        claimed.append(attempt is not None)
+        admission.leave(attempt)
+
+    lanes = [threading.Thread(target=lane, args=(number,)) for number in range(32)]
+    for one in lanes:
+        one.start()
+    admission.leave(None)
+    for one in lanes:
+        one.join(10)
+    assert sorted(claimed) == [False] * 16 + [True] * 16

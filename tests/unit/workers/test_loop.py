@@ -27,7 +27,7 @@ class Bench:
         self.url = url
         self.ledger = make_ledger(url)
         self.loop = EngineLoop(lambda: registry.build("fake", EngineSpec("", max_num_seqs=4)))
-        self.publisher = Publisher(self.ledger, self.loop, lambda: None, lambda: False)
+        self.publisher = Publisher(self.ledger, self.loop, lambda: None, lambda: 0)
         self.threads = [threading.Thread(target=self.loop.run, args=(self.publisher,))]
         self.threads[0].start()
         assert self.loop.loaded.wait(10)

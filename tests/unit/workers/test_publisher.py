@@ -44,7 +44,7 @@ class Desk:
         self.url = url
         self.ledger: JobLedger = make_ledger(url)
         self.orders = Orders()
-        self.publisher = Publisher(self.ledger, self.orders, self.orders.progress.set, lambda: False)
+        self.publisher = Publisher(self.ledger, self.orders, self.orders.progress.set, lambda: 0)
         self.thread = threading.Thread(target=self.publisher.run)
         self.redis: Any = redis.Redis.from_url(url, decode_responses=True)
 
