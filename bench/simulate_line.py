@@ -109,14 +109,14 @@ class Line:
         self._calls.append(("RPOP", (queue_of(model),), lambda _: None))
         self._ask(lambda: self._ledger.claim(model, worker), lambda got: then(got if isinstance(got, Claim) else None))
 
-    def step(self, rows: list[Row], full: bool, then: Callable[[list[str]], None]) -> None:
-        """What a worker tells of its jobs after a step, all new tokens of each as one entry; `then` gets the verdicts."""
+    def step(self, rows: list[Row], lacking: int, then: Callable[[list[str]], None]) -> None:
+        """What a worker tells after a step, all new tokens of each job as one entry. `lacking`: lanes that it is short of."""
         writes = [
             Write(row.claim.spec.id, row.claim.fence, row.claim.seq + 1 + row.entries, [(_entry(row), row.tokens)],
                   "succeeded" if row.last else "")
             for row in rows
         ]  # fmt: skip
-        self._ask(lambda: self._ledger.step(writes, full), lambda answers: then([each.verdict for each in answers]))
+        self._ask(lambda: self._ledger.step(writes, lacking), lambda answers: then([each.verdict for each in answers]))
 
     def reap(self, then: Callable[[list[int]], None]) -> None:
         """What every process does once a second."""

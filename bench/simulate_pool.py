@@ -206,7 +206,7 @@ class Pool:
         ended = self._clock.now
         for job in jobs:
             worker.batch.pop(job, None)
-        self._line.step([job.row(job.arrival.answer, True) for job in jobs], worker.free == 0, answered)
+        self._line.step([job.row(job.arrival.answer, True) for job in jobs], int(worker.free == 0), answered)
         for _ in jobs:
             self._clock.at(ended + self._delays.free, self._free, worker)
 
@@ -237,7 +237,7 @@ class Pool:
                 if verdict == "yield":
                     self._yield(worker, job)
 
-        self._line.step([job.row(made, False) for job, made in told], True, answered)
+        self._line.step([job.row(made, False) for job, made in told], 1, answered)
 
     def _yield(self, worker: Worker, job: Job) -> None:
         self.yields += 1
