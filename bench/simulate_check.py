@@ -62,9 +62,14 @@ def calibrate(real: Real, cost: StepCost) -> Calibration:
         claim=claim,
         ticket_gap=_gap([each.started for each in full]),
         free=max(0.0, statistics.median(start - end for start, end in zip(starts, ends, strict=True)) - claim),
-        relay=max(0.0, statistics.median(each.first - each.started for each in callers) - expected),
+        relay=max(_beyond(singles, cost.run(1, 0, 0, PROMPT)), _beyond(callers, expected), 0.0),
     )
     return Calibration(delays, cost, fixed, sequence)
+
+
+def _beyond(seen: list[Seen], engine_s: float) -> float:
+    """What it takes from a claim to the first token, beyond the engine's part."""
+    return statistics.median(each.first - each.started for each in seen) - engine_s
 
 
 def _gap(times: list[float]) -> float:
