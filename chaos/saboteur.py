@@ -118,10 +118,10 @@ def hook_ledger(orders: Orders) -> None:
     ledger: Any = JobLedger
     original = ledger.claim
 
-    def claim(self: Any, *args: Any) -> Any:
+    def claim(self: Any, *args: Any, **options: Any) -> Any:
         if orders.take("die-before-claim") is not None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args)
+        return original(self, *args, **options)
 
     ledger.claim = claim
 

@@ -98,7 +98,7 @@ class JobStore:
             "max_waiting": tenant.max_waiting,
             "requests": tenant.requests_per_minute, "tokens": tenant.tokens_per_minute,
         }  # fmt: skip
-        answer = await self._wait(self._submits.call(json.dumps(options), spec.to_json()))
+        answer = await self._submit(json.dumps(options), spec.to_json())
         return _submitted(answer, spec, tenant)
 
     async def knows(self, tenant: str, idempotency_key: str) -> bool:
@@ -211,6 +211,9 @@ class JobStore:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    async def _submit(self, *args: Any) -> Any:
+        return await self._wait(self._submits.call(*args))
 
     async def _run(self, name: str, *args: Any) -> Any:
         return await self._wait(self._scripts[name](args=args))

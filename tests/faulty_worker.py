@@ -24,7 +24,7 @@ def die_before_claim() -> None:
     """The ticket is taken, no job is claimed."""
     from tasks.ledger import JobLedger
 
-    def claim(*_: Any) -> None:
+    def claim(*_: Any, **__: Any) -> None:
         die()
 
     JobLedger.claim = claim  # type: ignore[method-assign, assignment]
@@ -36,8 +36,8 @@ def die_after_claim() -> None:
 
     genuine = JobLedger.claim
 
-    def claim(*args: Any) -> Any:
-        if isinstance(made := genuine(*args), Claim):
+    def claim(*args: Any, **options: Any) -> Any:
+        if isinstance(made := genuine(*args, **options), Claim):
             die()
         return made
 

@@ -45,7 +45,7 @@ async def left(redis: Any, apis: int = 0) -> list[str]:
 
 
 async def test_an_empty_store_and_permanent_keys_are_no_leak(redis: Any) -> None:
-    for name in ("order", "tickets", "tick"):
+    for name in ("tickets", "tick"):
         await redis.set(single(name), "1")
     await redis.sadd(single("models"), "fake")
     await redis.hset(key("profile", "fake"), "json", "{}")

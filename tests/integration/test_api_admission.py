@@ -23,7 +23,7 @@ PLAIN = "/v1/completions"
 def test_a_full_line(redis_url: str) -> None:
     worker = ScriptedWorker(redis_url).appear()
     with serve(settings_of(redis_url), ModelEntry(name=MODEL, engine="fake", max_waiting=1)) as url:
-        body = chat_body()
+        body = chat_body(priority="interactive")
         assert httpx.post(f"{url}/v1/jobs", json=body).status_code == 202
         for path in ("/v1/jobs", CHAT):
             reply = httpx.post(url + path, json=body)
@@ -86,7 +86,7 @@ def test_a_lost_answer_is_given_again_by_a_pool_that_takes_nothing(redis_url: st
         attempt.end(text="hi")
         answer = (200, attempt.spec.id)
         assert asking.result(10) == answer
-        assert http.post(JOBS, json=chat_body()).status_code == 202
+        assert http.post(JOBS, json=chat_body(priority="interactive")).status_code == 202
         await_full(http)
         assert ask("new") == (429, "queue_full")
         assert ask("k") == answer
