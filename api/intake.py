@@ -122,9 +122,9 @@ def _check_context(admitted: Admitted, prompt: int, answer: int, param: str) -> 
 
 def _check_tokens(tokens: list[int], admitted: Admitted, param: str) -> None:
     size = admitted.prompts.profile.vocab_size
-    for token in tokens:
-        if token < 0 or (size and token >= size):
-            raise Refused(f"{param}: {token} is no token of this model; it has {size}", param=param)
+    if tokens and (min(tokens) < 0 or 0 < size <= max(tokens)):
+        wrong = next(token for token in tokens if token < 0 or 0 < size <= token)
+        raise Refused(f"{param}: {wrong} is no token of this model; it has {size}", param=param)
 
 
 async def _prompts(
@@ -138,16 +138,9 @@ async def _prompts(
     if len(prompt) > admitted.prompts.profile.max_num_seqs and not isinstance(prompt[0], int):
         most = admitted.prompts.profile.max_num_seqs
         raise Refused(f"{len(prompt)} prompts; this model runs at most {most} at a time", param="prompt")
-    texts, ids, lists = [], [], []
-    for part in prompt:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, int):
-            ids.append(part)
-        else:
-            lists.append(part)
-    if texts:
-        return tuple([await admitted.prompts.text(text) for text in texts])
-    for tokens in [ids] if ids else lists:
+    if isinstance(prompt[0], str):  # pydantic has seen to it that all are of one kind
+        return tuple([await admitted.prompts.text(text) for text in prompt])
+    lists = [prompt] if isinstance(prompt[0], int) else prompt
+    for tokens in lists:
         _check_tokens(tokens, admitted, "prompt")
-    return tuple(tuple(tokens) for tokens in ([ids] if ids else lists))
+    return tuple(tuple(tokens) for tokens in lists)

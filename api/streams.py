@@ -72,7 +72,7 @@ async def submit_watched(parts: Parts, spec: JobSpec, admitted: Admitted, key: s
     if submitted.existing:
         parts.relay.leave(reader, 0)
         return await watch(parts, submitted.id, Position())
-    log.info("request %s is job %s", spec.request_id, spec.id)
+    log.debug("request %s is job %s", spec.request_id, spec.id)
     reader.position = submitted.position
     return Watched(spec, submitted.created_ms // 1000, reader, grace_s, rates=submitted.rates)
 

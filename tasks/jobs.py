@@ -120,10 +120,10 @@ class JobSpec:
         """One JSON object; `from_json` reads it back. Workers of an older version read it too, so what is new and not
         asked for is left out.
         """
-        data = {each.name: getattr(self, each.name) for each in fields(self)}  # not asdict: it copies every token id
+        data = {name: getattr(self, name) for name in _FIELDS}  # not asdict: it copies every token id
         if not self.tool_format:
             del data["tool_format"]
-        return json.dumps({**data, "sampling": self.sampling.to_json()}, separators=(",", ":"))
+        return _encode({**data, "sampling": self.sampling.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> JobSpec:
@@ -131,6 +131,10 @@ class JobSpec:
         data = json.loads(text)
         prompts = tuple(tuple(prompt) for prompt in data.pop("prompts"))
         return cls(**{**data, "prompts": prompts, "sampling": Sampling.from_json(data["sampling"])})
+
+
+_FIELDS = tuple(each.name for each in fields(JobSpec))
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with options makes an encoder for every call
 
 
 @dataclass(frozen=True, slots=True)

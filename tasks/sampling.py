@@ -54,8 +54,7 @@ class Sampling:
         """A JSON-ready dict; `from_json` reads it back. It has only what is asked for: a worker of an older version
         refuses what it does not know.
         """
-        data = {each.name: getattr(self, each.name) for each in fields(self)}
-        data = {name: value for name, value in data.items() if value != _NEUTRAL.get(name)}
+        data = {name: value for name in _FIELDS if (value := getattr(self, name)) != _NEUTRAL.get(name)}
         return data | ({"grammar": asdict(self.grammar)} if self.grammar else {})
 
     @classmethod
@@ -68,6 +67,7 @@ class Sampling:
         return cls(**{**data, **made})
 
 
+_FIELDS = tuple(each.name for each in fields(Sampling))
 _NEUTRAL = {
     each.name: getattr(Sampling(1, 0), each.name)
     for each in fields(Sampling)

@@ -44,7 +44,7 @@ async def create(
     if submitted.existing:
         job, position = await _get(parts, submitted.id)
     else:
-        log.info("request %s is job %s", request_id, spec.id)
+        log.debug("request %s is job %s", request_id, spec.id)
         parts.metrics.prompt_tokens.labels(spec.model).inc(spec.prompt_tokens)
         job, position = _accepted(spec, submitted.created_ms), submitted.position
     headers = {"location": f"/v1/jobs/{job.id}", **streams.queue_headers(parts, job.spec, position)}
