@@ -80,7 +80,7 @@ async def place(
 def _refusal(entry: ModelEntry, view: ModelView, priority: Priority, waits: bool) -> PenstockError | None:
     if view.prompts is None or not (waits or view.ready):
         return _reason(entry.name, view)
-    before = view.line.before[BANDS[priority]]
+    before = view.line.before(BANDS[priority])
     if before < entry.max_waiting:
         return None
     return QueueFull(f"{before} jobs already wait for {entry.name}: try again later", view.retry_after_s())

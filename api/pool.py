@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 
 from api.prompts import Prompts
 from tasks.catalog import Catalog
+from tasks.jobs import JobSpec
 from tasks.profile import WorkerCard
 from tasks.store import JobStore, Line
+
+#: Tokens of an answer that nothing is known about, at most (as in tasks/scripts/line.lua).
+ASSUMED = 256
 
 
 @dataclass(slots=True)
@@ -35,17 +39,25 @@ class ModelView:
         """True if a chat request would be accepted."""
         return bool(self.prompts and self.ready)
 
-    def eta_s(self, position: int | None) -> float | None:
-        """When the job at this place in line begins, as far as anybody can tell."""
+    def eta_s(self, position: int | None, answer: int = ASSUMED) -> float | None:
+        """Seconds until the job at this place in line begins, as far as anybody can tell; `answer` tokens may be its own.
+
+        So many jobs have to end before it, each with as many tokens as those of its band in line are expected to have.
+        """
         lanes = sum(card.lanes for card in self.ready)
-        if position is None or not lanes or self.line.lane_ms is None:
+        if position is None or not lanes or self.line.token_ms is None:
             return None
         free = sum(max(0, card.lanes - card.running) for card in self.ready)
-        return round(max(0, position - free) / lanes * self.line.lane_ms / 1000, 1)
+        ends, tokens = max(0, position - free), 0.0
+        for jobs, answers in zip(self.line.standing, self.line.answers, strict=True):
+            part = min(ends, jobs)
+            ends -= part
+            tokens += part * answers / jobs if jobs else 0
+        return round((tokens + ends * min(answer, ASSUMED)) / lanes * self.line.token_ms / 1000, 1)
 
     def retry_after_s(self) -> int:
         """When a refused client should come back: when the whole line is through, within what clients accept."""
-        return min(120, max(1, math.ceil(self.eta_s(self.line.waiting + 1) or 1)))
+        return min(120, max(1, math.ceil(self.eta_s(sum(self.line.standing) + 1) or 1)))
 
 
 class Pool:
@@ -57,6 +69,11 @@ class Pool:
         self._store = store
         self._lock = asyncio.Lock()
         self._refreshed = 0.0
+
+    def eta_s(self, spec: JobSpec, position: int | None) -> float | None:
+        """Seconds until this job begins, from this place in line; None where nobody can tell."""
+        view = self.models.get(spec.model)
+        return view.eta_s(position, spec.sampling.max_tokens) if view else None
 
     async def refresh(self, newer_than_s: float = 0.0) -> None:
         """Look again, unless somebody looked within the last `newer_than_s` seconds."""

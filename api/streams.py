@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -146,14 +147,10 @@ def stream(
     parts: Parts, watched: Watched, render: Frames, stopwatch: Stopwatch | None = None, rewinds: bool = False
 ) -> EventStream:
     """The job as server-sent events."""
-    eta = parts.pool.models[watched.spec.model].eta_s if watched.spec.model in parts.pool.models else _no_eta
+    eta = partial(parts.pool.eta_s, watched.spec)
     keepalive_s = parts.settings.keepalive_s
     narrator = Narrator(watched.reader, render, eta, keepalive_s, parts.closing, rewinds, stopwatch)
     return EventStream(narrator, lambda: leave(parts, watched), job_headers(parts, watched))
-
-
-def _no_eta(position: int | None) -> float | None:
-    return None
 
 
 async def whole(parts: Parts, watched: Watched, request: Request, stopwatch: Stopwatch) -> Response:
@@ -214,8 +211,7 @@ def queue_headers(parts: Parts, spec: JobSpec, position: int | None) -> dict[str
     headers: dict[str, Any] = {"x-penstock-job-id": spec.id}
     if position is not None:
         headers["x-penstock-queue-position"] = position
-        view = parts.pool.models.get(spec.model)
-        eta_s = view.eta_s(position) if view else None
+        eta_s = parts.pool.eta_s(spec, position)
         if eta_s is not None:
             headers["x-penstock-eta-s"] = eta_s
     return {name: str(value) for name, value in headers.items()}

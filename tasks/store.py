@@ -52,14 +52,20 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a job on a lane
-    beside others, as far as that is known. `before`: how many stand before a new job, by its band.
+    """A model's line: jobs waiting (parked ones included), tickets on the Celery queue, and the mean time of a token on a
+    lane beside others, as far as that is known. For each band: how many jobs stand in line, and the tokens that their
+    answers are expected to have.
     """
 
     waiting: int
     tickets: int
-    lane_ms: float | None
-    before: tuple[int, ...] = (0, 0, 0)
+    token_ms: float | None
+    standing: tuple[int, ...] = (0, 0, 0)
+    answers: tuple[int, ...] = (0, 0, 0)
+
+    def before(self, band: int) -> int:
+        """How many stand before a new job of this band."""
+        return sum(self.standing[: band + 1])
 
 
 class JobStore:
@@ -164,12 +170,13 @@ class JobStore:
         pipe = self._redis.pipeline(transaction=False)
         pipe.llen(queue_of(model))
         pipe.hmget(key("pace", model), "busy_ms", "idle_ms")
-        pipe.hget(key("length", model), "jobs")
+        pipe.hmget(key("length", model), "jobs", *(f"answers {band}" for band in BANDS.values()))
         for band in BANDS.values():
-            pipe.zcount(key("waiting", model), "-inf", f"({(band + 1) * BAND_SPAN}")
-        tickets, (busy, idle), waiting, *before = await self._wait(pipe.execute())
-        lane_ms = busy or idle
-        return Line(int(waiting or 0), tickets, float(lane_ms) if lane_ms else None, tuple(before))
+            pipe.zcount(key("waiting", model), band * BAND_SPAN, f"({(band + 1) * BAND_SPAN}")
+        tickets, (busy, idle), (waiting, *answers), *standing = await self._wait(pipe.execute())
+        token_ms = busy or idle
+        expected = tuple(int(tokens or 0) for tokens in answers)
+        return Line(int(waiting or 0), tickets, float(token_ms) if token_ms else None, tuple(standing), expected)
 
     async def workers(self) -> list[WorkerCard]:
         """The cards of all workers that were heard of lately, by name."""

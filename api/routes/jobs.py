@@ -71,7 +71,9 @@ async def index(
         raise Refused("after: this is no job id", param="after")
     ids = await parts.store.jobs(tenant.name, limit + 1, after)
     found = [await parts.store.get(job_id) for job_id in ids[:limit]]
-    rows = [job_object(job, position, _eta_s(parts, job, position), None) for job, position in filter(None, found)]
+    rows = [
+        job_object(job, position, parts.pool.eta_s(job.spec, position), None) for job, position in filter(None, found)
+    ]
     return {
         "object": "list",
         "data": rows,
@@ -129,11 +131,6 @@ async def _get(parts: Parts, job_id: str) -> tuple[Job, int | None]:
     return found
 
 
-def _eta_s(parts: Parts, job: Job, position: int | None) -> float | None:
-    view = parts.pool.models.get(job.spec.model)
-    return view.eta_s(position) if view else None
-
-
 async def _view(parts: Parts, job: Job, position: int | None) -> dict[str, Any]:
     answer = fold(job.spec, [entry for _, entry in await parts.store.read_all(job.id)] if job.seq else [])
-    return job_object(job, position, _eta_s(parts, job, position), answer)
+    return job_object(job, position, parts.pool.eta_s(job.spec, position), answer)

@@ -1,12 +1,16 @@
--- What later jobs are expected to take: plain means at first, then moving averages. While jobs wait, lanes are full and
--- each is slower than alone, so the time on a lane is kept apart for both cases.
+-- What later jobs are expected to take, as moving averages: tokens of an answer, apart for each band, and the time of one
+-- on a lane. While jobs wait, lanes are full and each is slower than alone, so that is kept apart for both cases.
 local function learn(r, t)
-  local pace, part = K.pace .. r.model, 1 / math.min(redis.call('HINCRBY', K.pace .. r.model, 'jobs', 1), 20)
-  local load = redis.call('EXISTS', K.waiting .. r.model) == 1 and 'busy_ms' or 'idle_ms'
   local answer = r.tokens / math.max(1, r.choices)
-  for name, new in pairs({[load] = t - r.claimed, answer = answer, ['answer ' .. r.tenant] = answer}) do
-    local before = tonumber(redis.call('HGET', pace, name) or new)
-    redis.call('HSET', pace, name, string.format('%.3f', before + part * (new - before)))
+  if answer == 0 then return end
+  local pace, kind = K.pace .. r.model, 'answer ' .. band_of(r)
+  local load = redis.call('EXISTS', K.waiting .. r.model) == 1 and 'busy_ms' or 'idle_ms'
+  local new = {(t - r.claimed) / answer, answer, answer}
+  local names = {load, kind, kind .. ' ' .. r.tenant}
+  local old = redis.call('HMGET', pace, unpack(names))
+  for i, name in ipairs(names) do
+    local before = tonumber(old[i] or new[i])
+    redis.call('HSET', pace, name, string.format('%.3f', before + (new[i] - before) / 10))
   end
   redis.call('EXPIRE', pace, DAY)
 end

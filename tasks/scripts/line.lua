@@ -27,22 +27,27 @@ local function count_job(r, sign)
   count(r.model, 'jobs ' .. r.tenant, sign)
 end
 
+local function count_tokens(r, sign)
+  count(r.model, 'tokens ' .. band_of(r), sign * r.cost)
+  count(r.model, 'answers ' .. band_of(r), sign * (r.cost - r.prompt))
+end
+
 local function stand(r)
   redis.call('ZADD', K.waiting .. r.model, int(r.score), r.id)
-  count(r.model, 'tokens ' .. band_of(r), r.cost)
+  count_tokens(r, 1)
   if redis.call('LLEN', K.queue .. r.model) < redis.call('ZCARD', K.waiting .. r.model) then push_ticket(r.model) end
 end
 
 -- True if it stood in line.
 local function step_out(r)
   local stood = redis.call('ZREM', K.waiting .. r.model, r.id) == 1
-  if stood then count(r.model, 'tokens ' .. band_of(r), -r.cost) end
+  if stood then count_tokens(r, -1) end
   return stood
 end
 
--- Tokens that a job will cost: its prompt, and as many as the answers of its tenant had lately, or else of its model.
-local function cost_of(model, tenant, prompt, choices, most)
-  local seen = redis.call('HMGET', K.pace .. model, 'answer ' .. tenant, 'answer')
+-- Tokens that a job will cost: its prompt, and as many as answers in its band had lately, its tenant's or else anybody's.
+local function cost_of(model, band, tenant, prompt, choices, most)
+  local seen = redis.call('HMGET', K.pace .. model, 'answer ' .. band .. ' ' .. tenant, 'answer ' .. band)
   return prompt + choices * math.min(most, math.ceil(tonumber(seen[1] or seen[2] or ASSUMED)))
 end
 

@@ -19,7 +19,7 @@ end
 if redis.call('EXISTS', K.job .. o.id) == 1 then return {'conflict', o.id} end
 
 local t = now()
-local cost = cost_of(o.model, o.tenant, o.prompt, o.choices, o.most)
+local cost = cost_of(o.model, o.band, o.tenant, o.prompt, o.choices, o.most)
 -- Only what stands before it is in its way: neither less urgent jobs nor those that wait for a tenant's own.
 local waiting = redis.call('ZCOUNT', K.waiting .. o.model, '-inf', '(' .. int((o.band + 1) * SPAN))
 if waiting >= o.max_jobs then return {'full', waiting, 'jobs'} end
@@ -49,7 +49,7 @@ for i, b in ipairs(rates) do
   left[i] = (levels[i] or 0) - need
 end
 
-local r = {id = o.id, model = o.model, tenant = o.tenant, cost = cost, weight = o.weight, share = o.share}
+local r = {id = o.id, model = o.model, tenant = o.tenant, prompt = o.prompt, cost = cost, weight = o.weight, share = o.share}
 r.score = score_of(r, o.band)
 for i, b in ipairs(rates) do
   if b[2] > 0 then

@@ -60,7 +60,9 @@ class Witness:
         names = Counter(f"jobs {record['tenant']}" for record in queued)
         for job, record in records.items():
             if job in standing and record.get("state") == "queued":
-                names[f"tokens {int(record['score']) // BAND_SPAN}"] += int(record["cost"])
+                band = int(record["score"]) // BAND_SPAN
+                names[f"tokens {band}"] += int(record["cost"])
+                names[f"answers {band}"] += int(record["cost"]) - int(record["prompt"])
         assert counted == {name: str(number) for name, number in (names + Counter(jobs=len(queued))).items()}
         mine = [
             one["state"] for job, one in records.items() if one and one["tenant"] == NARROW.name and job not in standing

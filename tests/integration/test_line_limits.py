@@ -29,11 +29,11 @@ def test_a_line_is_bounded_in_tokens(rig: Rig) -> None:
     with pytest.raises(QueueFull, match="20 tokens already wait"):
         rig.submit(token_limit=25, idem="k", api="a1", listed=True, deadline_ms=1000)
     assert rig.values() == before
-    assert waiting(rig) == {"tokens 1": "20", "jobs": "2", "jobs default": "2"}
+    assert waiting(rig) == {"tokens 1": "20", "answers 1": "16", "jobs": "2", "jobs default": "2"}
     assert rig.claim().spec.id == first
     assert rig.new(token_limit=25)
     rig.wait(rig.store.cancel(second))
-    assert waiting(rig) == {"tokens 1": "10", "jobs": "1", "jobs default": "1"}
+    assert waiting(rig) == {"tokens 1": "10", "answers 1": "8", "jobs": "1", "jobs default": "1"}
     rig.claim()
     assert waiting(rig) == {}
     assert rig.new(token_limit=5)  # an empty line takes any job
@@ -42,13 +42,15 @@ def test_a_line_is_bounded_in_tokens(rig: Rig) -> None:
 def test_what_is_expected_of_an_answer_is_what_answers_were(rig: Rig) -> None:
     for tokens in (4, 8):
         rig.running().make(tokens, end="succeeded").send()
-    assert float(rig.redis.hget(key("pace", MODEL), "answer") or 0) == 6
+    assert float(rig.redis.hget(key("pace", MODEL), "answer 1") or 0) == 4.4  # a moving average
     rig.new(sampling=Sampling(max_tokens=1000, seed=1))
-    assert waiting(rig)["tokens 1"] == "8"
+    assert waiting(rig)["tokens 1"] == "7"
     rig.new(sampling=Sampling(max_tokens=1000, seed=1), by=Tenant(name="new"))  # nothing is known of its own
-    rig.redis.hset(key("pace", MODEL), "answer short", 1)
+    rig.redis.hset(key("pace", MODEL), "answer 1 short", 1)
     rig.new(sampling=Sampling(max_tokens=1000, seed=1), by=Tenant(name="short"))
-    assert waiting(rig)["tokens 1"] == "19"
+    assert waiting(rig)["tokens 1"] == str(7 + 7 + 3)
+    rig.new(sampling=Sampling(max_tokens=1000, seed=1), priority="batch")  # what others ask for says nothing
+    assert waiting(rig)["tokens 2"] == str(2 + 256)
 
 
 def test_a_tenants_jobs_in_line_are_bounded(rig: Rig) -> None:
@@ -91,7 +93,7 @@ def test_parked_jobs_are_in_nobodys_way_but_their_tenants(rig: Rig) -> None:
     rig.claim()
     rig.new(by=by)
     line = rig.wait(rig.store.line(MODEL))
-    assert (rig.line(), line.waiting, line.before) == ([], 1, (0, 0, 0))
+    assert (rig.line(), line.waiting, line.standing) == ([], 1, (0, 0, 0))
     with pytest.raises(QueueFull, match="1 jobs of t already wait"):
         rig.submit(by=by, limit=1)
     assert rig.submit(limit=1, token_limit=1).position == 1
@@ -106,7 +108,8 @@ def test_less_urgent_jobs_do_not_fill_the_line_of_more_urgent_ones(rig: Rig) -> 
                 rig.submit(priority=band, limit=3, token_limit=30)
         else:
             assert rig.submit(priority=band, limit=1, token_limit=10).position == 1
-    assert rig.wait(rig.store.line(MODEL)).before == (1, 2, 5)
+    line = rig.wait(rig.store.line(MODEL))
+    assert (line.standing, [line.before(band) for band in range(3)]) == ((1, 1, 3), [1, 2, 5])
 
 
 def test_a_count_of_records_that_are_gone_is_forgotten(rig: Rig) -> None:

@@ -96,7 +96,7 @@ def test_whoever_was_alone_for_long_is_not_punished_for_it(rig: Rig) -> None:
 
 def test_what_was_not_used_is_given_back(rig: Rig) -> None:
     short, honest = tenant("short"), tenant("honest")
-    rig.redis.hset(key("pace", MODEL), "answer", 90)  # answers were long lately, so everybody is expected to be long
+    rig.redis.hset(key("pace", MODEL), "answer 1", 90)  # answers were long lately, so everybody is expected to be long
     for by in (short, honest):
         for _ in range(12):
             rig.new(by=by, limit=1000, **costing(92))
@@ -122,7 +122,7 @@ def test_whoever_was_alone_with_long_answers_is_not_punished_either(rig: Rig) ->
     for attempt in held:  # many at a time, and each eight times as long as was expected
         attempt.make(2000, end="succeeded").send()
     submit_many(rig, new, 30)
-    rig.redis.hset(key("pace", MODEL), "answer alone", 32)
+    rig.redis.hset(key("pace", MODEL), "answer 1 alone", 32)
     assert rig.submit(by=alone, limit=100, **costing(34)).position <= 3
 
 

@@ -116,10 +116,13 @@ def test_positions() -> None:
 
 def test_estimates() -> None:
     card = WorkerCard("w", MODEL, "fake", "ready", [], "cpu", 4, 4, "h", 1, 0, 0)
-    view = ModelView(cards=[card], line=Line(10, 10, 2000.0))
-    assert view.eta_s(8) == 4.0
+    line = Line(10, 10, 20.0, (2, 8, 0), (20, 800, 0))  # two short answers, then eight of a hundred tokens
+    view = ModelView(cards=[card], line=line)
+    assert [view.eta_s(place) for place in (1, 2, 3, 6)] == [0.1, 0.1, 0.6, 2.1]
+    assert view.eta_s(12, answer=50) == 4.6  # two that nobody had counted yet, as long as its own
+    assert view.eta_s(None) is None
     assert view.retry_after_s() == 6
     idle = dataclasses.replace(card, running=1)
-    assert [ModelView(cards=[idle], line=view.line).eta_s(place) for place in (1, 3, 4)] == [0.0, 0.0, 0.5]
-    assert ModelView(line=Line(10, 10, 2000.0)).eta_s(8) is None
-    assert ModelView(cards=[card], line=Line(9000, 0, 1e6)).retry_after_s() == 120
+    assert [ModelView(cards=[idle], line=view.line).eta_s(place) for place in (1, 3, 4)] == [0.0, 0.0, 0.1]
+    assert ModelView(line=line).eta_s(8) is None
+    assert ModelView(cards=[card], line=Line(9000, 0, 100.0, (9000, 0, 0), (900000, 0, 0))).retry_after_s() == 120
