@@ -42,13 +42,14 @@ class ModelView:
     def eta_s(self, position: int | None, answer: int = ASSUMED) -> float | None:
         """Seconds until the job at this place in line begins, as far as anybody can tell; `answer` tokens may be its own.
 
-        So many jobs have to end before it, each with as many tokens as those of its band in line are expected to have.
+        As many jobs have to end as stand up to it, each with as many tokens as those of its band in line are expected to
+        have. Who is first has a lane at once if one is free; where more than one waits, none is, whatever cards still say.
         """
         lanes = sum(card.lanes for card in self.ready)
         if position is None or not lanes or self.line.token_ms is None:
             return None
-        free = sum(max(0, card.lanes - card.running) for card in self.ready)
-        ends, tokens = max(0, position - free), 0.0
+        free = any(card.running < card.lanes for card in self.ready)
+        ends, tokens = 0 if free and position == 1 else position, 0.0
         for jobs, answers in zip(self.line.standing, self.line.answers, strict=True):
             part = min(ends, jobs)
             ends -= part

@@ -123,6 +123,6 @@ def test_estimates() -> None:
     assert view.eta_s(None) is None
     assert view.retry_after_s() == 6
     idle = dataclasses.replace(card, running=1)
-    assert [ModelView(cards=[idle], line=view.line).eta_s(place) for place in (1, 3, 4)] == [0.0, 0.0, 0.1]
+    assert [ModelView(cards=[idle], line=view.line).eta_s(place) for place in (1, 2)] == [0.0, 0.1]
     assert ModelView(line=line).eta_s(8) is None
     assert ModelView(cards=[card], line=Line(9000, 0, 100.0, (9000, 0, 0), (900000, 0, 0))).retry_after_s() == 120
