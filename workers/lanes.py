@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.concurrency.thread import ApplyResult, TaskPool
 from celery.worker import state
-from kombu.asynchronous import get_event_loop
 
 from tasks.transport import TicketChannel
 
 
 class LanePool(TaskPool):
-    """A threads pool that can change its size and wakes the hub when a lane is free."""
+    """A threads pool that can change its size and wakes the hub when a lane is free.
+
+    `hub` is this process' event loop. Kombu's `get_event_loop` forgets it when the broker's connection breaks.
+    """
+
+    hub: ClassVar[Any] = None
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Celery's word that its hub is about to run."""
+        LanePool.hub = loop
 
     def on_start(self) -> None:
         """All threads at once: one that begins beside a busy engine takes milliseconds. And tell how many are free."""
@@ -60,9 +68,8 @@ class LanePool(TaskPool):
 
 
 def _wake_hub(_done: Future[Any] | None = None) -> None:
-    hub = get_event_loop()
-    if hub is not None:
-        hub.call_soon(_nothing)  # type: ignore[no-untyped-call]
+    if LanePool.hub is not None:
+        LanePool.hub.call_soon(_nothing)
 
 
 def _nothing() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from celery.events.dispatcher import EventDispatcher
-from kombu.asynchronous import get_event_loop
+
+from workers.lanes import LanePool
 
 GATHER_S = 0.1  # nobody who looks at Flower notices
 
@@ -32,10 +33,10 @@ class TicketEvents(EventDispatcher):
 
     def _gather(self) -> None:
         """An event was added, by any thread; timers are the hub's own."""
-        hub = get_event_loop()
+        hub = LanePool.hub
         if hub is not None and not self._due:
             self._due = True
-            hub.call_soon(hub.call_later, GATHER_S, self._publish_all)  # type: ignore[no-untyped-call]
+            hub.call_soon(hub.call_later, GATHER_S, self._publish_all)
 
     def _publish_all(self) -> None:
         self._due = False

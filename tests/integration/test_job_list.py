@@ -47,5 +47,5 @@ async def test_jobs_that_are_kept_no_more_leave_the_list(store: JobStore, redis_
     client = connect_async(redis_url, "other")
     await client.delete(*(key("job", job_id) for job_id in gone))
     await client.aclose()
-    kept = await submit(store)
-    assert await store.jobs("default", 100) == [kept]
+    kept = [await submit(store) for _ in range(3)]  # each takes two of them away, so the list shrinks in any case
+    assert sorted(await store.jobs("default", 100)) == sorted(kept)
