@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 INPUTS  := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check fix pytest test-quant test-vllm test-onnx test-compose chaos bench bench-peers browser clean
+.PHONY: help up install test check fix pytest test-quant test-vllm test-onnx test-bench test-compose chaos bench bench-peers browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-compose: $(VENV)/.test ## build the images and try `docker compose up` for 
 
 test-onnx: .venv-onnx/.onnx ## the engine `onnx` in .venv-onnx: make exports, run the contract suite (ARGS='-k onnx')
 	.venv-onnx/bin/python -m pytest tests/contract $(ARGS)
+
+test-bench: $(VENV)/.test ## try every benchmark for moments, on real pools (minutes; what they measure then means nothing)
+	$(BIN)/python -m pytest tests/bench -vv $(ARGS)
 
 chaos: $(VENV)/.test ## kill everything at random for 22 minutes and check every promise (MINUTES=120 SEED=7 BREAK=fence)
 	@$(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BREAK),--break $(BREAK)) $(ARGS)

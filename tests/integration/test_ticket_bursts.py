@@ -66,9 +66,20 @@ def test_a_first_attempt_reads_no_log(pool: WorkerRig) -> None:
     pool.check(job)
 
 
-def test_flower_hears_of_every_ticket(pool: WorkerRig) -> None:
+def cut(pool: WorkerRig) -> None:
+    """Every connection of Celery's breaks, and is there again."""
+    for client in pool.redis.client_list():
+        if client["name"] == "penstock-celery":
+            pool.redis.client_kill_filter(_id=client["id"])
+    pool.until_over(pool.submit("Count from 1 to 5."))
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["", "after a break"])
+def test_flower_hears_of_every_ticket(pool: WorkerRig, broken: bool) -> None:
     """Events are gathered before they are published, and none is lost."""
     pool.start()
+    if broken:
+        cut(pool)
     app: Any = create_app(load_settings(redis_url=pool.url))
     heard: Counter[str] = Counter()
     tickets: set[str] = set()
