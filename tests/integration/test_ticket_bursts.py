@@ -68,10 +68,17 @@ def test_a_first_attempt_reads_no_log(pool: WorkerRig) -> None:
 
 def cut(pool: WorkerRig) -> None:
     """Every connection of Celery's breaks, and is there again."""
-    for client in pool.redis.client_list():
-        if client["name"] == "penstock-celery":
-            pool.redis.client_kill_filter(_id=client["id"])
-    pool.until_over(pool.submit("Count from 1 to 5."))
+
+    def of_celery() -> dict[str, str]:
+        return {
+            client["id"]: client["cmd"] for client in pool.redis.client_list() if client["name"] == "penstock-celery"
+        }
+
+    wait_until(lambda: "brpop" in of_celery().values(), "a worker that waits for tickets")
+    old = of_celery()
+    for client in old:
+        pool.redis.client_kill_filter(_id=client)
+    wait_until(lambda: "brpop" in {k: v for k, v in of_celery().items() if k not in old}.values(), "it again")
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["", "after a break"])
