@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 
 from api.prompts import Prompts
 from tasks.catalog import Catalog
-from tasks.jobs import JobSpec
+from tasks.jobs import ASSUMED, JobSpec
 from tasks.profile import WorkerCard
 from tasks.store import JobStore, Line
-
-#: Tokens of an answer that nothing is known about, at most (as in tasks/scripts/line.lua).
-ASSUMED = 256
 
 
 @dataclass(slots=True)

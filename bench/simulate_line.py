@@ -103,10 +103,6 @@ class Line:
         """Put a job in line; `then` gets its position, or None if the line is full."""
         self._begin(self._store.submit(spec, limit=limit), lambda done: then(done and done.position))
 
-    def preempt(self, job: str, then: Callable[[str], None]) -> None:
-        """Put a running job back into line."""
-        self._begin(self._store.preempt(job), then)
-
     def claim(self, model: str, worker: str, then: Callable[[Claim | None], None]) -> None:
         """Take a ticket off the queue, and the best job of the line."""
         self._calls.append(("RPOP", (queue_of(model),), lambda _: None))
@@ -120,10 +116,6 @@ class Line:
             for row in rows
         ]  # fmt: skip
         self._ask(lambda: self._ledger.step(writes, lacking), lambda answers: then([each.verdict for each in answers]))
-
-    def reap(self, then: Callable[[list[int]], None]) -> None:
-        """What every process does once a second."""
-        self._ask(self._ledger.reap, then)
 
     def forget(self, job: str) -> None:
         """Free the memory of a job that has ended; the product does it some time later."""

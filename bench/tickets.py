@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
+from pool_rig import save_random
 from servers import own_redis
 
 from tasks.connections import connect_async
@@ -63,24 +64,11 @@ class Heard:
         return self.tokens / (self.ends[-1] - self.begin)
 
 
-def save_model(shape: str, folder: Path) -> None:
-    """A random model of `bench/contenders.py` with a tokenizer, as a worker loads it."""
-    from contenders import random_model
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    model = random_model(shape)
-    model.save_pretrained(folder)
-    words = {f"w{token} ": token for token in range(model.config.vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0 "))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w0 ").save_pretrained(folder)
-
-
 @contextmanager
 def worker(folder: Path, url: str, engine: str, lanes: int) -> Iterator[None]:
     """One worker that takes tickets, as it is started in production."""
     if engine != "fake":
-        save_model(engine, folder / "model")
+        save_random(engine, folder / "model")
     kind = "fake" if engine == "fake" else "transformers"
     (folder / "models.toml").write_text(MODEL.format(engine=kind, path=folder / "model", lanes=lanes))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}

@@ -54,6 +54,8 @@ Priority = Literal["interactive", "normal", "batch"]
 BANDS: Final[dict[Priority, int]] = {"interactive": 0, "normal": 1, "batch": 2}
 #: Scores of one band in line: three of them stay exact in a double.
 BAND_SPAN: Final = 2**51
+#: Tokens of an answer, at most, where none have ended yet.
+ASSUMED: Final = 256
 
 #: id prefix by route
 PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-", "job": "job_", "response": "resp_"}

@@ -34,5 +34,6 @@ COMMON = ("prelude", "line", "ends")
 def source(name: str) -> str:
     """The whole text of one script."""
     folder = files("tasks") / "scripts"
-    header = keys.lua_table() + jobs.lua_table() + f"local TICKET = [==[{ticket_template()}]==]\n"
+    header = keys.lua_table() + jobs.lua_table() + f"local ASSUMED = {jobs.ASSUMED}\n"
+    header += f"local TICKET = [==[{ticket_template()}]==]\n"
     return header + "".join((folder / f"{part}.lua").read_text() for part in (*COMMON, name))

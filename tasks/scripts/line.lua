@@ -3,7 +3,6 @@
 -- its weight, and begin at the band's virtual time, the start tag of the job that was claimed last. So a tenant that has
 -- been idle comes next, however long another tenant's line is. Costs are tokens, tags are sixteenths of a token:
 -- a band's span lasts for 40 years at 100k tokens/s.
-local ASSUMED = 256 -- tokens of an answer, until some have ended
 local DAY = 86400
 
 local function band_of(r) return math.floor(r.score / SPAN) end
